@@ -1,0 +1,130 @@
+//! What a caller of the pool gets: text as it comes, and at the end who served it, why, and what it took.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::Stream;
+use serde::Serialize;
+
+use crate::backend::ServedBy;
+use crate::error::Error;
+use crate::request::{Embeddings, FinishReason, GenerateRequest, LabelScore};
+use crate::units::ModelName;
+
+/// How urgent a request is. Requests that wait longer move up, a class at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Work nobody waits for.
+    Background,
+    /// The default.
+    #[default]
+    Normal,
+    /// Someone is watching the cursor.
+    Interactive,
+}
+
+/// How a request is to be treated by the pool.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallOptions {
+    /// Its place among the waiting.
+    pub priority: Priority,
+    /// How long it may wait for its model, queueing and loading together; `None` takes the pool's default.
+    pub wait: Option<Duration>,
+}
+
+/// Who served a request, and the time it took to get there.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Provenance {
+    /// The backend, with its host or file.
+    pub served_by: ServedBy,
+    /// Why the model's first choice did not answer, where it did not.
+    pub fallback_reason: Option<String>,
+    /// Milliseconds between the request and its turn on a ready model, loading excepted.
+    pub queue_ms: u64,
+    /// Milliseconds of that spent on loading the model.
+    pub load_ms: u64,
+    /// The model's context length in tokens, where it is known.
+    pub n_ctx: Option<u32>,
+}
+
+/// The terminal event of an answer: all there is to say about it besides its text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    /// Who served it.
+    #[serde(flatten)]
+    pub provenance: Provenance,
+    /// Why the model stopped.
+    pub finish_reason: FinishReason,
+    /// Whether the prompt was cut to fit.
+    pub truncated: bool,
+    /// Tokens of the prompt, where the backend reports them.
+    pub prompt_tokens: Option<u32>,
+    /// Tokens of the answer, where the backend reports them.
+    pub completion_tokens: Option<u32>,
+    /// Milliseconds from the model's readiness to the first text; `None` if there was no text.
+    pub ttft_ms: Option<u64>,
+    /// Tokens of the answer per second of generation, where both are known.
+    pub tokens_per_second: Option<f64>,
+}
+
+/// An item of an [`AnswerStream`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnswerEvent {
+    /// A piece of the answer.
+    Text(String),
+    /// The end; nothing follows.
+    Done(Answer),
+}
+
+/// An answer as it comes: any number of [`AnswerEvent::Text`], then exactly one [`AnswerEvent::Done`] or one error.
+/// Dropping it stops the work and frees the request's place.
+pub type AnswerStream = Pin<Box<dyn Stream<Item = Result<AnswerEvent, Error>> + Send>>;
+
+/// What pipelines and routers need of the pool: requests by model name.
+#[async_trait]
+pub trait Models: Send + Sync + 'static {
+    /// Continues a prompt.
+    ///
+    /// # Errors
+    /// The model is unknown, cannot do it, cannot be loaded in time and budget, or fails before its first text with
+    /// no fallback left.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future, or later the stream, ends the request.
+    async fn generate(
+        &self,
+        model: &ModelName,
+        request: GenerateRequest,
+        options: CallOptions,
+    ) -> Result<AnswerStream, Error>;
+
+    /// Embeds texts.
+    ///
+    /// # Errors
+    /// As for [`Models::generate`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future ends the request.
+    async fn embed(
+        &self,
+        model: &ModelName,
+        texts: Vec<String>,
+        options: CallOptions,
+    ) -> Result<(Embeddings, Provenance), Error>;
+
+    /// Scores a text for the labels of a model's classification head, highest first.
+    ///
+    /// # Errors
+    /// As for [`Models::generate`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future ends the request.
+    async fn classify(
+        &self,
+        model: &ModelName,
+        text: String,
+        options: CallOptions,
+    ) -> Result<(Vec<LabelScore>, Provenance), Error>;
+}

@@ -1,0 +1,150 @@
+//! What the pool asks of whatever runs a model. A backend knows nothing of the pool, and the scheduler nothing of
+//! backends.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Serialize, Serializer};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::{Failure, FailureKind};
+use crate::memory::{Estimate, Footprint};
+use crate::request::{Capabilities, Capability, Embeddings, GenerateRequest, LabelScore, TokenStream};
+use crate::units::{Bytes, HostName};
+
+/// Who answers: shown in every answer as `served_by`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ServedBy {
+    /// A GGUF file in this process.
+    GgufNative(PathBuf),
+    /// A model of an Ollama host.
+    OllamaHttp(HostName),
+}
+
+impl fmt::Display for ServedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GgufNative(file) => write!(f, "gguf_native:{}", file.display()),
+            Self::OllamaHttp(host) => write!(f, "ollama_http:{host}"),
+        }
+    }
+}
+
+impl Serialize for ServedBy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Receives the progress of a load, from 0 to 1. Called from the loading thread: it must not block.
+pub type Progress = Arc<dyn Fn(f32) + Send + Sync>;
+
+/// What a load gets from the pool.
+#[derive(Clone)]
+pub struct LoadRequest {
+    /// The estimate whose total is reserved; its `n_ctx` is the context to make.
+    pub estimate: Estimate,
+    /// Cancelled when nobody wants the model any more; the load then stops and fails with
+    /// [`FailureKind::Cancelled`].
+    pub cancel: CancellationToken,
+    /// Hears how far the load has come.
+    pub progress: Progress,
+}
+
+impl fmt::Debug for LoadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadRequest").field("estimate", &self.estimate).finish_non_exhaustive()
+    }
+}
+
+/// A way to run one model: a GGUF file with its settings, or a model name on a host. Loads it as often as asked.
+#[async_trait]
+pub trait Backend: fmt::Debug + Send + Sync + 'static {
+    /// Who will answer.
+    fn served_by(&self) -> ServedBy;
+
+    /// What the model can be asked for.
+    fn capabilities(&self) -> Capabilities;
+
+    /// How much memory of this process a load will take, with `available` bytes left for it. Reads at most the
+    /// file's header. A model on a host takes none.
+    ///
+    /// # Errors
+    /// The file is missing, unreadable or not a usable model.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is kept.
+    async fn estimate(&self, available: Bytes) -> Result<Estimate, Failure>;
+
+    /// Makes the model ready to answer.
+    ///
+    /// # Errors
+    /// The file or host is not usable, or the load was cancelled through the request's token. After an error nothing
+    /// is held any more.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: run it to its end, and stop it through the request's token.
+    async fn load(&self, request: LoadRequest) -> Result<Arc<dyn Model>, Failure>;
+}
+
+/// A model that is ready to answer. Methods for capabilities that its backend does not state fail with
+/// [`FailureKind::Unsupported`].
+#[async_trait]
+pub trait Model: fmt::Debug + Send + Sync + 'static {
+    /// The context length in tokens, where it is known.
+    fn n_ctx(&self) -> Option<u32>;
+
+    /// What the model holds of this process's memory, measured just now; `None` where it cannot be measured.
+    fn memory(&self) -> Option<Footprint>;
+
+    /// Continues a prompt.
+    ///
+    /// # Errors
+    /// The request is refused as such, or the backend fails before it has an answer to stream.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future, or later the stream, stops the work.
+    async fn generate(&self, _request: GenerateRequest) -> Result<TokenStream, Failure> {
+        Err(unsupported(Capability::Generate))
+    }
+
+    /// Embeds texts; every vector has length 1.
+    ///
+    /// # Errors
+    /// A text is longer than the model's context, or the backend fails.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future stops the work.
+    async fn embed(&self, _texts: Vec<String>) -> Result<Embeddings, Failure> {
+        Err(unsupported(Capability::Embed))
+    }
+
+    /// Scores `text` for each label of the model's classification head, highest first.
+    ///
+    /// # Errors
+    /// The text is longer than the model's context, or the backend fails.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future stops the work.
+    async fn classify(&self, _text: String) -> Result<Vec<LabelScore>, Failure> {
+        Err(unsupported(Capability::Classify))
+    }
+
+    /// Gives the model's local memory back; returns when it is back. The pool calls it once, when no request runs.
+    async fn unload(&self);
+
+    /// Asks whoever holds the model elsewhere to free its memory too, without deleting anything. Local models have
+    /// nothing to do.
+    ///
+    /// # Errors
+    /// The host cannot be reached or refuses.
+    async fn unload_remote(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+fn unsupported(capability: Capability) -> Failure {
+    Failure::new(FailureKind::Unsupported, format!("this backend cannot {capability}"))
+}

@@ -1,0 +1,268 @@
+//! The pool's one error type. Errors carry the numbers a caller needs to act on them.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::backend::ServedBy;
+use crate::config::ConfigError;
+use crate::failure::{Failure, FailureKind};
+use crate::request::Capability;
+use crate::units::{Bytes, ModelName, PipelineName, StepId};
+
+/// What can go wrong between a request and its answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No model has that name.
+    #[error("unknown model {model:?}{}", did_you_mean(nearest.as_deref()))]
+    UnknownModel {
+        /// The name that was asked for.
+        model: String,
+        /// The nearest name there is.
+        nearest: Option<String>,
+    },
+    /// No pipeline has that name.
+    #[error("unknown pipeline {pipeline:?}{}", did_you_mean(nearest.as_deref()))]
+    UnknownPipeline {
+        /// The name that was asked for.
+        pipeline: String,
+        /// The nearest name there is.
+        nearest: Option<String>,
+    },
+    /// The model's backend cannot do that.
+    #[error("model {model} cannot {capability}")]
+    Unsupported {
+        /// The model.
+        model: ModelName,
+        /// What was asked of it.
+        capability: Capability,
+    },
+    /// The model can never fit, whatever is evicted. Nothing was evicted.
+    #[error(
+        "model {model} needs {asked}, but at most {left} of the budget of {budget} can be freed for it{}",
+        held_by(holders)
+    )]
+    OverBudget {
+        /// The model.
+        model: ModelName,
+        /// Its estimate.
+        asked: Bytes,
+        /// What pinned models leave of the budget.
+        left: Bytes,
+        /// The budget.
+        budget: Bytes,
+        /// The pinned models, largest first.
+        holders: Vec<Holder>,
+    },
+    /// No more LLMs may be loaded, and all that are loaded are pinned. Nothing was evicted.
+    #[error("model {model} would be LLM number {}, but max_concurrent_llms is {limit} and all are pinned", limit + 1)]
+    TooManyLlms {
+        /// The model.
+        model: ModelName,
+        /// `max_concurrent_llms`.
+        limit: usize,
+    },
+    /// Too many requests wait already.
+    #[error("{waiting} requests are waiting already, the most this pool allows; try again later")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// The request's deadline passed.
+    #[error("model {model} was not ready within {}{}", seconds(*waited), held_by(holders))]
+    WaitTimeout {
+        /// The model.
+        model: ModelName,
+        /// How long the request waited.
+        waited: Duration,
+        /// Who held the memory, largest first.
+        holders: Vec<Holder>,
+    },
+    /// A recent load of the model failed; the next try comes later.
+    #[error("model {model} failed to load, next try in {}: {cause}", seconds(*retry_in))]
+    LoadBackoff {
+        /// The model.
+        model: ModelName,
+        /// When the next load may be tried.
+        retry_in: Duration,
+        /// Why the last one failed.
+        cause: Failure,
+    },
+    /// The model could not be loaded.
+    #[error("model {model} could not be loaded: {cause}")]
+    Load {
+        /// The model.
+        model: ModelName,
+        /// Why.
+        cause: Failure,
+    },
+    /// The request failed while it ran.
+    #[error("model {model} ({served_by}): {cause}")]
+    Request {
+        /// The model.
+        model: ModelName,
+        /// Who ran it.
+        served_by: ServedBy,
+        /// Why it failed.
+        cause: Failure,
+    },
+    /// The model's first choice failed, and so did every fallback.
+    #[error("model {model}: {first}; fallback: {last}")]
+    FallbackFailed {
+        /// The model.
+        model: ModelName,
+        /// Why the first choice failed.
+        first: Box<Error>,
+        /// Why the last fallback failed.
+        last: Box<Error>,
+    },
+    /// The model is in use and cannot be unloaded now.
+    #[error("model {model} is in use by {leases} request(s)")]
+    InUse {
+        /// The model.
+        model: ModelName,
+        /// How many use it.
+        leases: usize,
+    },
+    /// The model is pinned.
+    #[error("model {model} is pinned; unpin it first")]
+    Pinned {
+        /// The model.
+        model: ModelName,
+    },
+    /// The pool is shutting down, or gone.
+    #[error("the pool is shutting down")]
+    ShuttingDown,
+    /// The load was given up, because the model was unloaded or nobody waited for it any more.
+    #[error("the load of model {model} was given up")]
+    LoadAbandoned {
+        /// The model.
+        model: ModelName,
+    },
+    /// A step of a pipeline failed.
+    #[error("pipeline {pipeline}, step {step}: {source}")]
+    Step {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// The step.
+        step: StepId,
+        /// What failed.
+        source: Box<Error>,
+    },
+    /// A step's template failed on the data it was given.
+    #[error("template: {message}")]
+    Template {
+        /// What the template engine says.
+        message: String,
+    },
+    /// A pipeline's input is missing.
+    #[error("pipeline {pipeline} needs {needs} input")]
+    MissingInput {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// Which input: `text`, ...
+        needs: String,
+    },
+    /// A step took longer than its timeout.
+    #[error("no end after {}", seconds(*limit))]
+    StepTimeout {
+        /// The step's timeout.
+        limit: Duration,
+    },
+    /// No router is configured, or it has no rule that gives a model.
+    #[error("no route: {message}")]
+    NoRoute {
+        /// Why.
+        message: String,
+    },
+    /// The configuration is not usable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// Who holds memory, and how much.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holder {
+    /// The model.
+    pub model: ModelName,
+    /// What the ledger holds for it.
+    pub bytes: Bytes,
+}
+
+/// What kind of error it was: the row of the tables that give exit codes and, for servers, statuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The caller named something that does not exist or cannot do it.
+    Usage,
+    /// The configuration is not usable.
+    Config,
+    /// The memory budget or the limit on LLMs does not allow it.
+    OverBudget,
+    /// A host could not be reached and nothing else could answer.
+    Unreachable,
+    /// Too much waits, or it waited too long.
+    Overloaded,
+    /// The request failed.
+    Failed,
+    /// The pool or its caller ended it.
+    Cancelled,
+}
+
+impl Error {
+    /// The error's kind.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::UnknownModel { .. }
+            | Self::UnknownPipeline { .. }
+            | Self::Unsupported { .. }
+            | Self::MissingInput { .. }
+            | Self::NoRoute { .. }
+            | Self::Pinned { .. } => ErrorKind::Usage,
+            Self::Config(_) => ErrorKind::Config,
+            Self::OverBudget { .. } | Self::TooManyLlms { .. } => ErrorKind::OverBudget,
+            Self::QueueFull { .. } | Self::WaitTimeout { .. } | Self::InUse { .. } => ErrorKind::Overloaded,
+            Self::LoadBackoff { cause, .. } | Self::Load { cause, .. } | Self::Request { cause, .. } => match cause.kind {
+                FailureKind::Unreachable => ErrorKind::Unreachable,
+                FailureKind::Cancelled => ErrorKind::Cancelled,
+                _ => ErrorKind::Failed,
+            },
+            Self::FallbackFailed { last, .. } => last.kind(),
+            Self::Step { source, .. } => source.kind(),
+            Self::Template { .. } | Self::StepTimeout { .. } => ErrorKind::Failed,
+            Self::ShuttingDown | Self::LoadAbandoned { .. } => ErrorKind::Cancelled,
+        }
+    }
+
+    /// Whether another backend of the same model may answer instead, as long as no text has been passed on.
+    #[must_use]
+    pub fn allows_fallback(&self) -> bool {
+        match self {
+            Self::LoadBackoff { cause, .. } | Self::Load { cause, .. } | Self::Request { cause, .. } => {
+                cause.kind.allows_fallback()
+            }
+            // The first choice does not fit; a fallback on a host takes no memory here.
+            Self::OverBudget { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+fn did_you_mean(nearest: Option<&str>) -> String {
+    nearest.map(|name| format!(", did you mean {name:?}?")).unwrap_or_default()
+}
+
+fn held_by(holders: &[Holder]) -> String {
+    if holders.is_empty() {
+        return String::new();
+    }
+    let list: Vec<String> = holders.iter().take(3).map(|h| format!("{} {}", h.model, h.bytes)).collect();
+    format!(" (held by {})", list.join(", "))
+}
+
+fn seconds(duration: Duration) -> impl fmt::Display {
+    format!("{:.1} s", duration.as_secs_f64())
+}

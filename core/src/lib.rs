@@ -1,0 +1,15 @@
+//! The model pool of sarai: it decides which models are loaded, accounts for their memory, and routes requests to
+//! them. It has no network and no llama.cpp; what runs a model comes in through [`backend::Backend`].
+
+#![forbid(unsafe_code)]
+
+pub mod answer;
+pub mod backend;
+pub mod config;
+mod error;
+pub mod failure;
+pub mod memory;
+pub mod request;
+pub mod units;
+
+pub use error::{Error, ErrorKind, Holder};

@@ -1,0 +1,46 @@
+use serde::Serialize;
+
+use crate::units::Bytes;
+
+/// What a load is expected to take of this process's memory, by kind. Computed from a file's header and the load
+/// settings, never measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// The model's tensors.
+    pub weights: Bytes,
+    /// Keys and values (or recurrent state) of the whole context.
+    pub kv: Bytes,
+    /// Buffers of the computation and of its outputs.
+    pub compute: Bytes,
+    /// The vision or audio projector.
+    pub projector: Bytes,
+    /// Vocabulary, metadata and the allocator's own.
+    pub overhead: Bytes,
+    /// The context length that the load will make, in tokens; `None` for models on hosts.
+    pub n_ctx: Option<u32>,
+}
+
+impl Estimate {
+    /// All kinds together: what the pool reserves.
+    #[must_use]
+    pub fn total(&self) -> Bytes {
+        self.weights + self.kv + self.compute + self.projector + self.overhead
+    }
+}
+
+/// What a loaded model really holds of this process's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Footprint {
+    /// Resident pages of mapped model files. The kernel can take them back and read them again.
+    pub file_backed: Bytes,
+    /// Memory that only this process holds.
+    pub anonymous: Bytes,
+}
+
+impl Footprint {
+    /// Both together.
+    #[must_use]
+    pub fn total(&self) -> Bytes {
+        self.file_backed + self.anonymous
+    }
+}

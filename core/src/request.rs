@@ -1,0 +1,224 @@
+//! What is asked of a model, and what it answers: plain data, the same for every backend.
+
+use std::fmt;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+
+/// Something a model can be asked for. A backend states which it has; asking for another is an error before anything
+/// is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
+    /// Text from messages or a prompt.
+    Generate,
+    /// A vector per text.
+    Embed,
+    /// A score per label of a classification head.
+    Classify,
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Generate => "generate",
+            Self::Embed => "embed",
+            Self::Classify => "classify",
+        })
+    }
+}
+
+/// A set of [`Capability`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities(u8);
+
+impl Capabilities {
+    /// The set of `all`.
+    #[must_use]
+    pub const fn of(all: &[Capability]) -> Self {
+        let mut set = 0;
+        let mut i = 0;
+        while i < all.len() {
+            set |= 1 << all[i] as u8;
+            i += 1;
+        }
+        Self(set)
+    }
+
+    /// Whether `one` is in the set.
+    #[must_use]
+    pub const fn has(self, one: Capability) -> bool {
+        self.0 & (1 << one as u8) != 0
+    }
+}
+
+/// Who speaks in a [`Message`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Speaker {
+    /// The instructions above the conversation.
+    System,
+    /// The person, or the program, that asks.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Speaker {
+    /// The role's name, as chat templates and chat APIs spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who says it.
+    pub role: Speaker,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self { role: Speaker::User, content: content.into() }
+    }
+
+    /// Instructions to the model.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self { role: Speaker::System, content: content.into() }
+    }
+
+    /// An earlier answer of the model.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self { role: Speaker::Assistant, content: content.into() }
+    }
+}
+
+/// What a model continues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// A conversation, put into the model's own chat template.
+    Chat(Vec<Message>),
+    /// Text as it is, without a template.
+    Raw(String),
+}
+
+/// How the next token is chosen, and when to stop. `None` leaves the choice to the model's defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sampling {
+    /// Randomness; 0 always takes the likeliest token.
+    pub temperature: Option<f32>,
+    /// Only the k likeliest tokens are considered.
+    pub top_k: Option<u32>,
+    /// Only the likeliest tokens that together reach this probability are considered.
+    pub top_p: Option<f32>,
+    /// Tokens below this fraction of the likeliest one's probability are left out.
+    pub min_p: Option<f32>,
+    /// Divides the score of tokens seen among the last 64; 1 is off.
+    pub repeat_penalty: Option<f32>,
+    /// Makes the choice repeatable.
+    pub seed: Option<u32>,
+    /// At most this many tokens are generated.
+    pub max_tokens: Option<u32>,
+    /// The answer ends before any of these texts.
+    pub stop: Vec<String>,
+}
+
+/// A request for text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateRequest {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How.
+    pub sampling: Sampling,
+}
+
+impl GenerateRequest {
+    /// A chat request with default sampling.
+    #[must_use]
+    pub fn chat(messages: Vec<Message>) -> Self {
+        Self { prompt: Prompt::Chat(messages), sampling: Sampling::default() }
+    }
+
+    /// A request that continues `text` as it is, with default sampling.
+    pub fn raw(text: impl Into<String>) -> Self {
+        Self { prompt: Prompt::Raw(text.into()), sampling: Sampling::default() }
+    }
+
+    /// The same request with `sampling`.
+    #[must_use]
+    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+}
+
+/// Why a model stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// It ended its answer, or a stop text came up.
+    Stop,
+    /// `max_tokens` or the context's end was reached.
+    Length,
+}
+
+/// What a backend knows at the end of a generation. Fields that it does not report are `None`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Why it stopped.
+    pub finish_reason: FinishReason,
+    /// Whether the prompt was cut to fit the context.
+    pub truncated: bool,
+    /// Tokens of the prompt.
+    pub prompt_tokens: Option<u32>,
+    /// Tokens of the answer.
+    pub completion_tokens: Option<u32>,
+    /// Time spent on generating the answer's tokens, as the backend measured it.
+    pub decode_time: Option<Duration>,
+}
+
+/// An item of a [`TokenStream`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Delta {
+    /// A piece of the answer; never empty, never a part of a character.
+    Text(String),
+    /// The end; nothing follows.
+    Done(Completion),
+}
+
+/// A model's answer as it comes: any number of [`Delta::Text`], then exactly one [`Delta::Done`] or one error.
+/// A stream that ends without either broke its contract and is treated as cut off. Dropping it stops the work.
+pub type TokenStream = Pin<Box<dyn Stream<Item = Result<Delta, Failure>> + Send>>;
+
+/// The vectors of an embedding request: one per text, in the texts' order, of length 1 each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// One vector per text.
+    pub vectors: Vec<Vec<f32>>,
+    /// Tokens of all texts together, where the backend reports them.
+    pub prompt_tokens: Option<u32>,
+}
+
+/// A label and its score.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LabelScore {
+    /// The label.
+    pub label: String,
+    /// From 0 to 1.
+    pub score: f32,
+}

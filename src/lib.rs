@@ -1,0 +1,1 @@
+//! sarai keeps several language models available at once on one modest machine.

@@ -1,0 +1,2 @@
+//! The `sarai` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Synthetic GGUF models and a fault-injecting host.
