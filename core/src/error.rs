@@ -225,11 +225,13 @@ impl Error {
             Self::Config(_) => ErrorKind::Config,
             Self::OverBudget { .. } | Self::TooManyLlms { .. } => ErrorKind::OverBudget,
             Self::QueueFull { .. } | Self::WaitTimeout { .. } | Self::InUse { .. } => ErrorKind::Overloaded,
-            Self::LoadBackoff { cause, .. } | Self::Load { cause, .. } | Self::Request { cause, .. } => match cause.kind {
-                FailureKind::Unreachable => ErrorKind::Unreachable,
-                FailureKind::Cancelled => ErrorKind::Cancelled,
-                _ => ErrorKind::Failed,
-            },
+            Self::LoadBackoff { cause, .. } | Self::Load { cause, .. } | Self::Request { cause, .. } => {
+                match cause.kind {
+                    FailureKind::Unreachable => ErrorKind::Unreachable,
+                    FailureKind::Cancelled => ErrorKind::Cancelled,
+                    _ => ErrorKind::Failed,
+                }
+            }
             Self::FallbackFailed { last, .. } => last.kind(),
             Self::Step { source, .. } => source.kind(),
             Self::Template { .. } | Self::StepTimeout { .. } => ErrorKind::Failed,

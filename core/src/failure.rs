@@ -59,7 +59,11 @@ impl FailureKind {
             | Self::FileMissing
             | Self::BadFile
             | Self::Engine => true,
-            Self::Refused | Self::ContextOverflow | Self::BadRequest | Self::Unsupported | Self::Cancelled => false,
+            Self::Refused
+            | Self::ContextOverflow
+            | Self::BadRequest
+            | Self::Unsupported
+            | Self::Cancelled => false,
         }
     }
 

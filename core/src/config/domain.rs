@@ -1,0 +1,289 @@
+//! What the program works with: the configuration after every check and default.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::request::Sampling;
+use crate::units::{Bytes, HostName, ModelName, PipelineName, StepId};
+
+/// A whole, checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Remote hosts by name.
+    pub hosts: BTreeMap<HostName, HostConfig>,
+    /// Logical models by name.
+    pub models: BTreeMap<ModelName, ModelConfig>,
+    /// The router, where one is configured.
+    pub router: Option<RouterConfig>,
+    /// The budget and its limits.
+    pub memory: MemoryConfig,
+    /// How many requests may wait, and how long.
+    pub queue: QueueConfig,
+    /// The Prometheus endpoint, where one is configured.
+    pub metrics: Option<MetricsConfig>,
+    /// Pipelines by name.
+    pub pipelines: BTreeMap<PipelineName, PipelineConfig>,
+}
+
+/// A remote Ollama.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostConfig {
+    /// Base address, `http://` or `https://`, without a path.
+    pub url: String,
+    /// How long a connection may take to open.
+    pub connect_timeout: Duration,
+    /// How long the first token may take, the host's own queue and load included.
+    pub first_token_timeout: Duration,
+    /// How long the stream may pause between tokens.
+    pub stall_timeout: Duration,
+    /// How long a whole answer may take.
+    pub total_timeout: Duration,
+    /// How often a request is tried again after a failure to connect.
+    pub retries: u32,
+    /// Requests that may run on it at once.
+    pub parallel: usize,
+    /// How long the host is asked to keep a model after a request.
+    pub keep_alive: Duration,
+}
+
+/// A logical model: one name, and one or more places that can serve it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// What it is for.
+    pub role: Role,
+    /// How hard the pool holds on to it.
+    pub class: Class,
+    /// Where it can run, first choice first; never empty. The rest are fallbacks.
+    pub places: Vec<Place>,
+    /// Unloaded after this long without a request; `None` keeps it until its memory is needed.
+    pub ttl: Option<Duration>,
+}
+
+/// A place that can serve a model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// A GGUF file in this process.
+    Gguf(GgufConfig),
+    /// A model of a remote Ollama.
+    Ollama {
+        /// The host.
+        host: HostName,
+        /// The model's name there.
+        model: String,
+        /// The context length to ask for; `None` leaves it to the host.
+        n_ctx: Option<u32>,
+    },
+    /// Another logical model, with all its own places. Never the first place.
+    Model(ModelName),
+}
+
+/// A GGUF file and how to load it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GgufConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// The context length.
+    pub context: Context,
+    /// How the weights are held.
+    pub weights: Weights,
+    /// CPU threads; `None` takes all that the process may use.
+    pub threads: Option<usize>,
+}
+
+/// What a model is for. Only LLMs count for `max_concurrent_llms`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Generates text.
+    #[default]
+    Llm,
+    /// Embeds text.
+    Embedding,
+    /// Classifies text for the router.
+    Router,
+}
+
+/// How hard the pool holds on to a model. Victims are sought from the last class upwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Given up first.
+    Ephemeral,
+    /// Loaded when asked for, given up when memory is needed.
+    OnDemand,
+    /// Given up only when nothing else suffices.
+    Preferred,
+    /// Loaded at start and pinned.
+    Resident,
+}
+
+/// The context length of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// Chosen at load by free memory, between `min` and `max`, never above what the model was trained for.
+    Auto {
+        /// At least this many tokens.
+        min: u32,
+        /// At most this many tokens.
+        max: u32,
+    },
+    /// This many tokens.
+    Fixed(u32),
+}
+
+/// How a model's weights are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// Chosen by class.
+    #[default]
+    Auto,
+    /// A plain map of the file: loads at once, the kernel can take pages back.
+    Mmap,
+    /// Read into memory and repacked for this CPU.
+    Repack,
+}
+
+/// How requests find their model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterConfig {
+    /// How texts are scored.
+    pub kind: RouterKind,
+    /// The model for each label; a label without one takes the default.
+    pub routes: BTreeMap<String, ModelName>,
+    /// The model when no label wins.
+    pub default: Option<ModelName>,
+    /// The score a label needs to win, from 0 to 1.
+    pub threshold: f32,
+}
+
+/// How a router scores a text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouterKind {
+    /// By the likeness of its embedding to example texts of each label.
+    Similarity {
+        /// The embedding model.
+        model: ModelName,
+        /// Example texts by label.
+        labels: BTreeMap<String, Vec<String>>,
+    },
+    /// By a model with a classification head.
+    Classifier {
+        /// The model.
+        model: ModelName,
+    },
+}
+
+/// The budget and its limits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryConfig {
+    /// All that this process may hold for models.
+    pub budget: Bytes,
+    /// How many LLMs may be loaded or loading at once, remote ones included.
+    pub max_concurrent_llms: usize,
+    /// Where models run.
+    pub strategy: Strategy,
+    /// How often memory is looked at without a cause.
+    pub monitor_interval: Duration,
+}
+
+/// Where models run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// As each model says: hosts and local files.
+    #[default]
+    HybridHttpGguf,
+    /// Local files only: places on hosts are left out.
+    GgufOnly,
+    /// Hosts only for models that name one: their local places are left out.
+    HttpOnly,
+}
+
+/// How many requests may wait, and how long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueueConfig {
+    /// Requests that may wait at once, over all models.
+    pub max_waiting: usize,
+    /// How long a request waits for its model unless it says otherwise.
+    pub wait_timeout: Duration,
+}
+
+/// The Prometheus endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MetricsConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+/// A pipeline as the configuration has it: checked for its keys and types, its templates not yet compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PipelineConfig {
+    /// The input it takes.
+    pub input: InputKind,
+    /// Its steps in the file's order; ids are unique.
+    pub steps: Vec<StepConfig>,
+}
+
+/// The input of a pipeline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum InputKind {
+    /// `{{ input.text }}`.
+    #[default]
+    Text,
+}
+
+/// One step of a pipeline. All `String`s here are templates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepConfig {
+    /// Its name for later steps.
+    pub id: StepId,
+    /// What it does.
+    pub action: StepAction,
+    /// The step is skipped unless this expression is true.
+    pub when: Option<String>,
+    /// Steps that must end first, besides those it refers to.
+    pub needs: Vec<StepId>,
+    /// It fails when it takes longer.
+    pub timeout: Option<Duration>,
+    /// The text that stands in for its own when it fails.
+    pub fallback: Option<String>,
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StepAction {
+    /// Asks a model.
+    Prompt {
+        /// The model's name; may be a template, such as `{{ pick.model }}`.
+        model: String,
+        /// What is asked.
+        prompt: String,
+        /// Instructions above it.
+        system: Option<String>,
+        /// How tokens are chosen.
+        sampling: Sampling,
+    },
+    /// Says a text again in another tone.
+    Modulate {
+        /// The model's name; may be a template.
+        model: String,
+        /// The text.
+        text: String,
+        /// The tone: a word such as `friendly`; may be a template.
+        tone: String,
+        /// How tokens are chosen.
+        sampling: Sampling,
+    },
+    /// Asks the router. Gives `label`, `model` and `scores`.
+    Route {
+        /// The text to route.
+        text: String,
+    },
+}
