@@ -87,6 +87,18 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Not cancel safe: run it to its end, and stop it through the request's token.
     async fn load(&self, request: LoadRequest) -> Result<Arc<dyn Model>, Failure>;
+
+    /// Has the host that runs the model free its memory, without deleting anything; returns whether there is such a
+    /// host. A local backend has none.
+    ///
+    /// # Errors
+    /// The host cannot be reached, refuses, or does not confirm in time.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the host may or may not have got the request.
+    async fn unload_on_host(&self) -> Result<bool, Failure> {
+        Ok(false)
+    }
 }
 
 /// A model that is ready to answer. Methods for capabilities that its backend does not state fail with
@@ -134,15 +146,6 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
 
     /// Gives the model's local memory back; returns when it is back. The pool calls it once, when no request runs.
     async fn unload(&self);
-
-    /// Asks whoever holds the model elsewhere to free its memory too, without deleting anything. Local models have
-    /// nothing to do.
-    ///
-    /// # Errors
-    /// The host cannot be reached or refuses.
-    async fn unload_remote(&self) -> Result<(), Failure> {
-        Ok(())
-    }
 }
 
 fn unsupported(capability: Capability) -> Failure {

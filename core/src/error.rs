@@ -232,7 +232,11 @@ impl Error {
                     _ => ErrorKind::Failed,
                 }
             }
-            Self::FallbackFailed { last, .. } => last.kind(),
+            // A fallback that failed is as good as none: the first error counts then.
+            Self::FallbackFailed { first, last, .. } => match last.kind() {
+                ErrorKind::Failed => first.kind(),
+                kind => kind,
+            },
             Self::Step { source, .. } => source.kind(),
             Self::Template { .. } | Self::StepTimeout { .. } => ErrorKind::Failed,
             Self::ShuttingDown | Self::LoadAbandoned { .. } => ErrorKind::Cancelled,

@@ -9,7 +9,10 @@ pub mod config;
 mod error;
 pub mod failure;
 pub mod memory;
+mod nearest;
+pub mod pool;
 pub mod request;
+pub mod scheduler;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Holder};

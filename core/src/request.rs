@@ -23,6 +23,11 @@ pub enum Capability {
     Classify,
 }
 
+impl Capability {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Generate, Self::Embed, Self::Classify];
+}
+
 impl fmt::Display for Capability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

@@ -1,5 +1,9 @@
 //! Memory: what a model will take, what it takes, and the ledger that keeps the sum within the budget.
 
 mod estimate;
+mod ledger;
+mod probe;
 
 pub use estimate::{Estimate, Footprint};
+pub use ledger::{Ledger, Reservation, Shortfall};
+pub use probe::{Probe, SystemMemory, SystemProbe};

@@ -1,0 +1,191 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::sync::{broadcast, mpsc};
+
+use super::driver::Driver;
+use super::metrics::Metrics;
+use super::{Inner, ModelEntry, ModelPool, Shared, SlotEntry};
+use crate::backend::Backend;
+use crate::config::{Class, ConfigError, Problem, Role};
+use crate::error::Error;
+use crate::memory::{Probe, SystemProbe};
+use crate::scheduler::{Limits, Scheduler, SlotId, SlotSpec};
+use crate::units::ModelName;
+
+/// Commands that may be on their way to the driver at once.
+const COMMANDS: usize = 64;
+
+/// A logical model for a pool.
+#[derive(Clone, Debug)]
+pub struct ModelSpec {
+    /// Its name.
+    pub name: ModelName,
+    /// What it is for.
+    pub role: Role,
+    /// How hard the pool holds on to it.
+    pub class: Class,
+    /// Unloaded after this long without a request.
+    pub ttl: Option<Duration>,
+    /// Where it can run, first choice first.
+    pub places: Vec<PlaceSpec>,
+}
+
+/// A place where a model can run.
+#[derive(Clone, Debug)]
+pub enum PlaceSpec {
+    /// A backend.
+    Backend {
+        /// What runs the model.
+        backend: Arc<dyn Backend>,
+        /// Requests that may run on it at once; zero counts as one.
+        parallel: usize,
+    },
+    /// All places of another model.
+    Model(ModelName),
+}
+
+/// Builds a [`ModelPool`].
+pub struct PoolBuilder {
+    limits: Limits,
+    wait_timeout: Duration,
+    models: Vec<ModelSpec>,
+    probe: Arc<dyn Probe>,
+}
+
+impl PoolBuilder {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            wait_timeout: Duration::from_mins(5),
+            models: Vec::new(),
+            probe: Arc::new(SystemProbe::new()),
+        }
+    }
+
+    /// Adds a model.
+    #[must_use]
+    pub fn model(mut self, model: ModelSpec) -> Self {
+        self.models.push(model);
+        self
+    }
+
+    /// How long requests wait for their model unless they say otherwise; 5 minutes if not set.
+    #[must_use]
+    pub fn wait_timeout(mut self, wait: Duration) -> Self {
+        self.wait_timeout = wait;
+        self
+    }
+
+    /// Where memory figures come from; this machine if not set.
+    #[must_use]
+    pub fn probe(mut self, probe: Arc<dyn Probe>) -> Self {
+        self.probe = probe;
+        self
+    }
+
+    /// Starts the pool. Nothing is loaded yet: see [`ModelPool::load_residents`]. Call it inside a tokio runtime.
+    /// Install a metrics recorder before, or the pool's metrics go nowhere.
+    ///
+    /// # Errors
+    /// A model is there twice or has no place, or a fallback names a model that is not there or leads back to itself.
+    pub fn build(self) -> Result<ModelPool, Error> {
+        let mut slots = Vec::new();
+        let mut specs = Vec::new();
+        let mut models = BTreeMap::new();
+        for model in &self.models {
+            let mut own = Vec::new();
+            for place in &model.places {
+                let PlaceSpec::Backend { backend, parallel } = place else { continue };
+                own.push(SlotId(slots.len()));
+                slots.push(SlotEntry { model: model.name.clone(), backend: Arc::clone(backend) });
+                specs.push(SlotSpec {
+                    model: model.name.clone(),
+                    llm: model.role == Role::Llm,
+                    class: model.class,
+                    capabilities: backend.capabilities(),
+                    parallel: (*parallel).max(1),
+                    ttl: model.ttl,
+                });
+            }
+            let entry = ModelEntry { role: model.role, class: model.class, slots: own, chain: Vec::new() };
+            if models.insert(model.name.clone(), entry).is_some() {
+                return Err(problem(&model.name, "this model is there twice"));
+            }
+        }
+        for model in &self.models {
+            let chain = self.chain(model, &models, &mut BTreeSet::new())?;
+            if let Some(entry) = models.get_mut(&model.name) {
+                entry.chain = chain;
+            }
+        }
+
+        // A place for every request that may wait or run: returning one never has to wait.
+        let running = specs.iter().map(|spec| spec.parallel).sum::<usize>();
+        let (returns, returned) = mpsc::channel(self.limits.max_waiting + running + COMMANDS + 1);
+        let (commands, commanded) = mpsc::channel(COMMANDS);
+        let (events, _) = broadcast::channel(1024);
+        let metrics = Metrics::new(&self.limits, &slots);
+        let shared = Arc::new(Shared { slots, ready: DashMap::new(), events, metrics, probe: self.probe });
+        let scheduler = Scheduler::new(self.limits, specs);
+        tokio::spawn(Driver::new(scheduler, Arc::clone(&shared), commanded, returned).run());
+        let inner = Inner {
+            shared,
+            models,
+            commands,
+            returns,
+            next_request: AtomicU64::new(0),
+            wait_timeout: self.wait_timeout,
+        };
+        Ok(ModelPool { inner: Arc::new(inner) })
+    }
+
+    /// The slots of a model in the order of its places, those of fallback models in their place.
+    fn chain(
+        &self,
+        model: &ModelSpec,
+        models: &BTreeMap<ModelName, ModelEntry>,
+        above: &mut BTreeSet<ModelName>,
+    ) -> Result<Vec<SlotId>, Error> {
+        if !above.insert(model.name.clone()) {
+            return Err(problem(&model.name, "its fallbacks lead back to itself"));
+        }
+        let mut own = models.get(&model.name).map(|entry| entry.slots.iter()).into_iter().flatten();
+        let mut chain = Vec::new();
+        for place in &model.places {
+            match place {
+                PlaceSpec::Backend { .. } => chain.extend(own.next()),
+                PlaceSpec::Model(other) => {
+                    let other = self.models.iter().find(|spec| spec.name == *other).ok_or_else(|| {
+                        problem(&model.name, &format!("falls back to {other}, which is not a model"))
+                    })?;
+                    chain.extend(self.chain(other, models, above)?);
+                }
+            }
+        }
+        above.remove(&model.name);
+        if chain.is_empty() {
+            return Err(problem(&model.name, "this model has no place to run"));
+        }
+        Ok(chain)
+    }
+}
+
+fn problem(model: &ModelName, message: &str) -> Error {
+    let problem =
+        Problem { file: None, line: None, path: format!("models.{model}"), message: message.to_owned() };
+    Error::Config(ConfigError { problems: vec![problem] })
+}
+
+impl fmt::Debug for PoolBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolBuilder")
+            .field("limits", &self.limits)
+            .field("models", &self.models)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,322 @@
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::events::PoolEvent;
+use super::lease::Wanted;
+use crate::backend::{LoadRequest, Model, Progress};
+use crate::error::Error;
+use crate::failure::{Failure, FailureKind};
+use crate::memory::Estimate;
+use crate::scheduler::{Ask, Effect, Event, Plan, PoolStatus, RequestId, Scheduler, SlotId};
+use crate::units::{Bytes, Timestamp};
+
+/// What the pool's handles ask of the driver.
+pub(super) enum Command {
+    Request {
+        id: RequestId,
+        slot: SlotId,
+        wanted: Wanted,
+        reply: oneshot::Sender<Result<Granted, Error>>,
+    },
+    Unload {
+        id: RequestId,
+        slot: SlotId,
+        reply: oneshot::Sender<Result<Bytes, Error>>,
+    },
+    Pin {
+        slot: SlotId,
+        pinned: bool,
+    },
+    Budget {
+        budget: Bytes,
+    },
+    Status {
+        reply: oneshot::Sender<PoolStatus>,
+    },
+    Plan {
+        slots: Vec<SlotId>,
+        sizes: BTreeMap<SlotId, Result<Estimate, Failure>>,
+        reply: oneshot::Sender<Vec<Plan>>,
+    },
+    Shutdown {
+        grace: Duration,
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// A slot's turn has come.
+pub(super) struct Granted {
+    pub(super) model: Arc<dyn Model>,
+    pub(super) queued: Duration,
+    pub(super) loading: Duration,
+}
+
+/// Owns the scheduler: feeds it what happens, and does what it says. The only place where the two meet a clock.
+pub(super) struct Driver {
+    scheduler: Scheduler,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    returns: mpsc::Receiver<RequestId>,
+    start: Instant,
+    /// Estimates, loads and unloads under way; each ends with the event that tells of it.
+    tasks: JoinSet<Event>,
+    loads: BTreeMap<SlotId, CancellationToken>,
+    waiting: BTreeMap<RequestId, oneshot::Sender<Result<Granted, Error>>>,
+    unloading: BTreeMap<RequestId, oneshot::Sender<Result<Bytes, Error>>>,
+    stopping: Vec<oneshot::Sender<()>>,
+    abort_at: Option<Instant>,
+    stopped: bool,
+}
+
+impl Driver {
+    pub(super) fn new(
+        scheduler: Scheduler,
+        shared: Arc<Shared>,
+        commands: mpsc::Receiver<Command>,
+        returns: mpsc::Receiver<RequestId>,
+    ) -> Self {
+        Self {
+            scheduler,
+            shared,
+            commands,
+            returns,
+            start: Instant::now(),
+            tasks: JoinSet::new(),
+            loads: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            unloading: BTreeMap::new(),
+            stopping: Vec::new(),
+            abort_at: None,
+            stopped: false,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut open = true;
+        while !self.stopped {
+            let wake = [self.scheduler.poll_timeout().map(|at| self.start + at.since_start()), self.abort_at];
+            let wake = wake.into_iter().flatten().min();
+            tokio::select! {
+                biased;
+                Some(id) = self.returns.recv() => self.handle(Event::Return { id }),
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(event) => self.handle(event),
+                    // Each task catches its own panics, and nothing aborts them.
+                    Err(error) => tracing::error!(%error, "a task of the pool ended without its event"),
+                },
+                command = self.commands.recv(), if open => match command {
+                    Some(command) => self.on_command(command),
+                    None => {
+                        open = false;
+                        self.handle(Event::Shutdown);
+                    }
+                },
+                () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.on_time(),
+            }
+        }
+        for reply in self.stopping.drain(..) {
+            // Nobody waits any more: fine, it is done.
+            let _gone = reply.send(());
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            // Its caller left before it got here: there is nothing to load for.
+            Command::Request { reply, .. } if reply.is_closed() => {}
+            Command::Request { id, slot, wanted, reply } => {
+                self.waiting.insert(id, reply);
+                let Wanted { capability, priority, deadline } = wanted;
+                let deadline = Timestamp::new(deadline.saturating_duration_since(self.start));
+                self.handle(Event::Request { id, slot, ask: Ask { capability, priority, deadline } });
+            }
+            Command::Unload { id, slot, reply } => {
+                self.unloading.insert(id, reply);
+                self.handle(Event::Unload { id, slot });
+            }
+            Command::Pin { slot, pinned } => self.handle(Event::Pin { slot, pinned }),
+            Command::Budget { budget } => self.handle(Event::Budget { budget }),
+            Command::Status { reply } => drop(reply.send(self.scheduler.status(self.now()))),
+            Command::Plan { slots, sizes, reply } => {
+                let size = |slot: SlotId| {
+                    let unknown = || Failure::new(FailureKind::Engine, "its size was not asked for");
+                    sizes.get(&slot).cloned().unwrap_or_else(|| Err(unknown()))
+                };
+                drop(reply.send(self.scheduler.plan(&slots, &size, self.now())));
+            }
+            Command::Shutdown { grace, reply } => {
+                self.stopping.push(reply);
+                self.abort_at = Some(Instant::now() + grace.min(Duration::from_hours(24 * 365)));
+                self.handle(Event::Shutdown);
+            }
+        }
+    }
+
+    fn on_time(&mut self) {
+        if self.abort_at.is_some_and(|at| at <= Instant::now()) {
+            self.abort_at = None;
+            self.handle(Event::Abort);
+        } else {
+            self.handle(Event::Tick);
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::new(self.start.elapsed())
+    }
+
+    /// Tells the scheduler what happened and carries out what it wants done.
+    fn handle(&mut self, event: Event) {
+        let now = self.now();
+        if let Event::Return { id } = &event {
+            self.waiting.remove(id);
+        }
+        self.scheduler.handle(event, now);
+        while let Some(effect) = self.scheduler.poll_effect() {
+            if let Some(event) = self.carry_out(effect) {
+                self.scheduler.handle(event, now);
+            }
+        }
+        let status = self.scheduler.status(now);
+        self.shared.metrics.on_queue(status.waiting, status.oldest_waiting);
+    }
+
+    /// Does what the scheduler decided. What it brings about at once comes back as an event.
+    fn carry_out(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Estimate { slot, left } => self.estimate(slot, left),
+            Effect::StartLoad { slot, estimate } => self.load(slot, estimate),
+            Effect::CancelLoad { slot } => {
+                if let Some(cancel) = self.loads.get(&slot) {
+                    cancel.cancel();
+                }
+            }
+            Effect::StartUnload { slot } => self.unload(slot),
+            Effect::Grant { id, slot, queued, loading } => {
+                let model = self.shared.ready.get(&slot).map(|model| Arc::clone(&model));
+                let sent = match (self.waiting.remove(&id), model) {
+                    (Some(reply), Some(model)) => reply.send(Ok(Granted { model, queued, loading })).is_ok(),
+                    _ => false,
+                };
+                // Its caller left while the grant was on its way.
+                return (!sent).then_some(Event::Return { id });
+            }
+            Effect::Reject { id, error } => {
+                if let Some(reply) = self.waiting.remove(&id) {
+                    self.shared.metrics.on_reject(&error);
+                    drop(reply.send(Err(error)));
+                }
+            }
+            Effect::UnloadDone { id, result } => {
+                if let Some(reply) = self.unloading.remove(&id) {
+                    drop(reply.send(result));
+                }
+            }
+            Effect::Changed(change) => {
+                self.shared.metrics.on_change(&change);
+                tracing::debug!(
+                    model = %change.model, from = change.from.as_str(), to = change.to.as_str(),
+                    cause = ?change.cause, bytes = change.bytes.0, used = change.used.0, budget = change.budget.0,
+                    "slot changed"
+                );
+                self.shared.emit(PoolEvent::Slot(change));
+            }
+            Effect::Stopped => self.stopped = true,
+        }
+        None
+    }
+
+    fn estimate(&mut self, slot: SlotId, left: Bytes) {
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            let result = no_panic(shared.estimate(slot, left)).await;
+            Event::Estimated { slot, result }
+        });
+    }
+
+    fn load(&mut self, slot: SlotId, estimate: Estimate) {
+        let cancel = CancellationToken::new();
+        self.loads.insert(slot, cancel.clone());
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            let request = LoadRequest { estimate, cancel, progress: shared.progress(slot) };
+            let result = no_panic(shared.slots[slot.0].backend.load(request)).await;
+            let result = match result {
+                Ok(model) => {
+                    let measuring = Arc::clone(&model);
+                    shared.ready.insert(slot, model);
+                    // Reads the kernel's page tables: not for a thread that serves others.
+                    Ok(tokio::task::spawn_blocking(move || measuring.memory()).await.unwrap_or(None))
+                }
+                Err(failure) => Err(failure),
+            };
+            Event::Loaded { slot, result }
+        });
+    }
+
+    fn unload(&mut self, slot: SlotId) {
+        self.loads.remove(&slot);
+        let model = self.shared.ready.remove(&slot).map(|(_, model)| model);
+        self.tasks.spawn(async move {
+            if let Some(model) = model {
+                let unload = async {
+                    model.unload().await;
+                    Ok(())
+                };
+                if let Err(failure) = no_panic(unload).await {
+                    tracing::error!(%failure, "unload failed");
+                }
+            }
+            Event::Unloaded { slot }
+        });
+    }
+}
+
+impl Shared {
+    pub(super) async fn estimate(&self, slot: SlotId, left: Bytes) -> Result<Estimate, Failure> {
+        let free = self.probe.read().map_or(left, |memory| memory.available.min(left));
+        self.slots[slot.0].backend.estimate(free).await
+    }
+
+    /// Announces a load's progress, each percent once.
+    fn progress(self: &Arc<Self>, slot: SlotId) -> Progress {
+        let shared = Arc::clone(self);
+        let announced = AtomicU32::new(u32::MAX);
+        Arc::new(move |fraction: f32| {
+            let percent = (fraction.clamp(0.0, 1.0) * 100.0) as u32;
+            if announced.swap(percent, Ordering::Relaxed) != percent {
+                let model = shared.slots[slot.0].model.clone();
+                shared.emit(PoolEvent::LoadProgress { model, percent });
+            }
+        })
+    }
+
+    pub(super) fn emit(&self, event: PoolEvent) {
+        // No subscriber: nobody wants to know.
+        let _nobody = self.events.send(event);
+    }
+}
+
+/// A backend's panic is its failure, not the pool's end.
+async fn no_panic<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(result) => result,
+        Err(panic) => Err(Failure::new(FailureKind::Engine, format!("panicked: {}", panic_text(&*panic)))),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

@@ -1,0 +1,268 @@
+//! The pool: a handle to the models, and the task that owns their scheduler.
+//!
+//! The life of a request: [`ModelHandle`] walks over the places of its model ([`Walk`](walk)), leases each from the
+//! driver task until one answers, and returns that one's answer together with the lease. The driver owns the
+//! [`Scheduler`](crate::scheduler::Scheduler), feeds it events and carries out its effects.
+
+mod builder;
+mod driver;
+mod events;
+mod handle;
+mod lease;
+mod metrics;
+mod stream;
+mod usage;
+mod walk;
+
+pub use builder::{ModelSpec, PlaceSpec, PoolBuilder};
+pub use events::{PoolEvent, PoolEvents};
+pub use handle::ModelHandle;
+pub use lease::Lease;
+pub use usage::{MemoryUsage, ModelMemory, PlannedModel};
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::backend::{Backend, Model, ServedBy};
+use crate::config::{Class, Role};
+use crate::error::Error;
+use crate::memory::Probe;
+use crate::scheduler::{Limits, PoolStatus, RequestId, SlotId};
+use crate::units::{Bytes, ModelName};
+use driver::Command;
+use metrics::Metrics;
+
+/// Several models behind one budget. A cheap clone; the pool ends when the last clone, handle and lease are gone, or
+/// in order through [`ModelPool::shutdown`].
+#[derive(Clone)]
+pub struct ModelPool {
+    inner: Arc<Inner>,
+}
+
+/// What clones of the pool share. The driver does not hold it: it ends when the channels close.
+struct Inner {
+    shared: Arc<Shared>,
+    models: BTreeMap<ModelName, ModelEntry>,
+    commands: mpsc::Sender<Command>,
+    returns: mpsc::Sender<RequestId>,
+    next_request: AtomicU64,
+    wait_timeout: Duration,
+}
+
+/// What the pool and its driver share.
+struct Shared {
+    slots: Vec<SlotEntry>,
+    /// The models that are ready, for requests that were granted and for measurements.
+    ready: DashMap<SlotId, Arc<dyn Model>>,
+    events: broadcast::Sender<PoolEvent>,
+    metrics: Metrics,
+    probe: Arc<dyn Probe>,
+}
+
+/// A model's name, and where it can run.
+struct ModelEntry {
+    role: Role,
+    class: Class,
+    /// Its own slots.
+    slots: Vec<SlotId>,
+    /// All slots that may serve it, in the order in which they are tried: its own, then those of other models.
+    chain: Vec<SlotId>,
+}
+
+struct SlotEntry {
+    model: ModelName,
+    backend: Arc<dyn Backend>,
+}
+
+impl ModelPool {
+    /// Starts building a pool with these limits.
+    #[must_use]
+    pub fn builder(limits: Limits) -> PoolBuilder {
+        PoolBuilder::new(limits)
+    }
+
+    /// A handle to a model that is ready to answer: loads it if it is not.
+    ///
+    /// # Errors
+    /// The model is unknown, or none of its places can be made ready in time and budget.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a load that nobody else waits for is given up.
+    pub async fn get(&self, model: &str) -> Result<ModelHandle, Error> {
+        let handle = self.handle(model)?;
+        drop(handle.lease().await?);
+        Ok(handle)
+    }
+
+    /// A handle to a model, loaded or not. Requests on it load the model when they need it.
+    ///
+    /// # Errors
+    /// No model has that name.
+    pub fn handle(&self, model: &str) -> Result<ModelHandle, Error> {
+        let (name, _) = self.inner.entry(model)?;
+        Ok(ModelHandle::new(Arc::clone(&self.inner), name.clone()))
+    }
+
+    /// Loads a model without using it.
+    ///
+    /// # Errors
+    /// As for [`ModelPool::get`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as [`ModelPool::get`].
+    pub async fn load(&self, model: &str) -> Result<(), Error> {
+        self.get(model).await.map(drop)
+    }
+
+    /// Loads all resident models and waits for them; gives each one's result.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: loads that have started go on, because residents are pinned.
+    pub async fn load_residents(&self) -> Vec<(ModelName, Result<(), Error>)> {
+        let residents = self.inner.models.iter().filter(|(_, entry)| entry.class == Class::Resident);
+        let loads = residents.map(|(name, _)| async { (name.clone(), self.load(name.as_str()).await) });
+        futures::future::join_all(loads).await
+    }
+
+    /// Gives back the memory of all places of a model; returns the bytes that were held for it once they are back.
+    /// A model that is not loaded gives zero. Nothing is deleted.
+    ///
+    /// # Errors
+    /// The model is unknown, in use or pinned.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop an unload that has started.
+    pub async fn unload(&self, model: &str) -> Result<Bytes, Error> {
+        let (_, entry) = self.inner.entry(model)?;
+        let mut freed = Bytes::ZERO;
+        for slot in &entry.slots {
+            let id = self.inner.next_request();
+            freed += self.inner.ask(|reply| Command::Unload { id, slot: *slot, reply }).await??;
+        }
+        Ok(freed)
+    }
+
+    /// Has the hosts among a model's places free its memory, without deleting anything. Returns these hosts.
+    ///
+    /// # Errors
+    /// The model is unknown, or a host cannot be reached, refuses, or does not confirm in time.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a host may or may not have got the request.
+    pub async fn unload_on_hosts(&self, model: &str) -> Result<Vec<ServedBy>, Error> {
+        let (name, entry) = self.inner.entry(model)?;
+        let mut hosts = Vec::new();
+        for slot in &entry.slots {
+            let backend = &self.inner.shared.slots[slot.0].backend;
+            let served_by = backend.served_by();
+            match backend.unload_on_host().await {
+                Ok(true) => hosts.push(served_by),
+                Ok(false) => {}
+                Err(cause) => return Err(Error::Request { model: name.clone(), served_by, cause }),
+            }
+        }
+        Ok(hosts)
+    }
+
+    /// Keeps a model from being evicted, or allows it again. A model that is not loaded is not loaded by this.
+    ///
+    /// # Errors
+    /// The model is unknown.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn pin(&self, model: &str, pinned: bool) -> Result<(), Error> {
+        let (_, entry) = self.inner.entry(model)?;
+        for slot in &entry.slots {
+            self.inner.send(Command::Pin { slot: *slot, pinned }).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the budget. Idle models are evicted until it holds; running requests end undisturbed.
+    ///
+    /// # Errors
+    /// The pool is shutting down.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn set_budget(&self, budget: Bytes) -> Result<(), Error> {
+        self.inner.send(Command::Budget { budget }).await
+    }
+
+    /// The scheduler's view of this moment.
+    ///
+    /// # Errors
+    /// The pool is shut down.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn status(&self) -> Result<PoolStatus, Error> {
+        self.inner.ask(|reply| Command::Status { reply }).await
+    }
+
+    /// The pool's changes from now on.
+    #[must_use]
+    pub fn events(&self) -> PoolEvents {
+        PoolEvents::new(self.inner.shared.events.subscribe())
+    }
+
+    /// The names of all models.
+    pub fn models(&self) -> impl Iterator<Item = &ModelName> {
+        self.inner.models.keys()
+    }
+
+    /// Ends the pool in order: nothing new is let in, requests in progress have `grace` to end, then everything is
+    /// unloaded. Returns when all memory is back.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the shutdown.
+    pub async fn shutdown(&self, grace: Duration) {
+        // The only error is that the pool is gone already, which is what was asked for.
+        let _ended = self.inner.ask(|reply| Command::Shutdown { grace, reply }).await;
+    }
+}
+
+impl fmt::Debug for ModelPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelPool").field("models", &self.inner.models.keys()).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn entry(&self, model: &str) -> Result<(&ModelName, &ModelEntry), Error> {
+        let found = model.parse().ok().and_then(|name: ModelName| self.models.get_key_value(&name));
+        found.ok_or_else(|| Error::UnknownModel {
+            model: model.to_owned(),
+            nearest: crate::nearest::nearest(model, self.models.keys().map(ModelName::as_str)),
+        })
+    }
+
+    fn next_request(&self) -> RequestId {
+        RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// When a request that may wait this long gives up.
+    fn deadline(&self, wait: Option<Duration>) -> Instant {
+        // A century stands for "however long": an Instant cannot hold every Duration.
+        let wait = wait.unwrap_or(self.wait_timeout).min(Duration::from_hours(24 * 365 * 100));
+        Instant::now() + wait
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Error> {
+        self.commands.send(command).await.map_err(|_| Error::ShuttingDown)
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply)).await?;
+        answer.await.map_err(|_| Error::ShuttingDown)
+    }
+}

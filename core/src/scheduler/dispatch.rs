@@ -1,0 +1,320 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::policy::{Candidate, Choice, Need, choose};
+use super::queue::Waiting;
+use super::slot::{Cause, Held, State};
+use super::{Effect, Scheduler, SlotId};
+use crate::error::Error;
+use crate::memory::Estimate;
+use crate::units::{Bytes, ModelName, Timestamp};
+
+/// Room that requests later in the order may still use.
+struct Room {
+    /// Free now.
+    bytes: Bytes,
+    /// Free when the unloads under way have ended.
+    coming: Bytes,
+    /// Places among the LLMs, free now.
+    llms: usize,
+    /// Places among the LLMs that the unloads under way will free.
+    llms_coming: usize,
+    /// Whether a request that has waited long enough keeps what is left for itself.
+    kept: bool,
+}
+
+/// What becomes of a waiting request.
+enum Decision {
+    Wait,
+    Grant,
+    Reject(Error),
+    NeverFits(Error),
+    Estimate,
+    Load(Estimate),
+    Evict(Vec<SlotId>),
+}
+
+impl Scheduler {
+    /// Looks at every waiting request, most urgent first, and does for each what can be done now. Requests for
+    /// models that are ready come before all loads, so that a model whose user is already here is no victim.
+    pub(super) fn dispatch(&mut self, now: Timestamp) {
+        self.enforce_budget(now);
+        let order = self.queue.in_order(now, self.limits.aging);
+        let mut room = self.room();
+        let draining = self.draining(&order, now);
+        for (position, waiting) in order.iter().enumerate() {
+            if draining.as_ref().is_none_or(|d| position < d.position || !d.victims.contains(&waiting.slot)) {
+                self.grant_if_ready(waiting, now);
+            }
+        }
+        // A resident's load never waits behind an LLM's.
+        let (residents, others): (Vec<_>, Vec<_>) =
+            order.into_iter().partition(|waiting| self.slots[waiting.slot.0].pinned);
+        let mut seen = BTreeSet::new();
+        for waiting in residents.iter().chain(&others) {
+            // Whoever waits for the same slot waits for the same room: the first one speaks for all.
+            if self.queue.contains(waiting.id) && seen.insert(waiting.slot) {
+                let decision = self.decide(waiting, &mut room, now);
+                self.carry_out(decision, waiting, now);
+            }
+        }
+    }
+
+    /// The decision tree. Names and capabilities are checked before a request gets here:
+    ///
+    /// 1. unknown model → error (by the pool, which knows the names)
+    /// 2. capability missing, or a load that failed a moment ago → error (on arrival)
+    /// 3. ready and below its concurrency → grant
+    /// 4. ready and busy, or on its way in or out → wait, so that loads are single-flight
+    /// 5. size unknown → find it out
+    /// 6. can never fit → error with the numbers, nothing evicted
+    /// 7. fits → load
+    /// 8. will fit when the unloads under way have ended → wait
+    /// 9. victims suffice → evict the smallest sufficient set, then wait for their memory
+    /// 10. else wait; having waited long, keep what is free
+    fn decide(&mut self, waiting: &Waiting, room: &mut Room, now: Timestamp) -> Decision {
+        let slot = &self.slots[waiting.slot.0];
+        let estimate = match &slot.state {
+            // 3 was done for all of these before any load; 4.
+            State::Ready { .. } | State::Loading { .. } | State::Unloading { .. } | State::Estimating => {
+                return Decision::Wait;
+            }
+            // 2, for requests that were let in before the load failed; 5.
+            State::Absent => return slot.backoff_error(now).map_or(Decision::Estimate, Decision::Reject),
+            State::Sized { estimate } => estimate.clone(),
+        };
+        // 6
+        if let Some(error) = self.never_fits(waiting.slot, &estimate) {
+            return Decision::NeverFits(error);
+        }
+        let pinned = slot.pinned;
+        let need = Need { bytes: estimate.total(), llms: self.llms_needed(waiting.slot) };
+        if room.kept && !pinned {
+            return Decision::Wait;
+        }
+        // 7
+        if need.bytes <= room.bytes && need.llms <= room.llms {
+            room.take(need);
+            return Decision::Load(estimate);
+        }
+        // 8
+        let missing = room.missing(need);
+        if missing == Need::default() {
+            room.take(need);
+            return Decision::Wait;
+        }
+        // 9
+        let choice = self.victims(missing, waiting.slot, now);
+        if choice.sufficient {
+            room.coming += choice.victims.iter().map(|victim| self.bytes_of(*victim)).sum();
+            room.llms_coming += missing.llms;
+            room.take(need);
+            return Decision::Evict(choice.victims);
+        }
+        // 10
+        room.kept = !pinned && now.since(waiting.arrived) >= self.limits.drain_after;
+        Decision::Wait
+    }
+
+    fn carry_out(&mut self, decision: Decision, waiting: &Waiting, now: Timestamp) {
+        let slot = waiting.slot;
+        match decision {
+            Decision::Wait => {}
+            Decision::Grant => self.grant(waiting, now),
+            Decision::Reject(error) => {
+                self.queue.remove(waiting.id);
+                self.reject(waiting.id, error);
+            }
+            Decision::NeverFits(error) => {
+                self.set_state(slot, State::Absent, Cause::TooLarge, now);
+                self.reject_waiters(slot, &|_| error.clone());
+            }
+            Decision::Estimate => {
+                self.set_state(slot, State::Estimating, Cause::Request, now);
+                self.effects.push_back(Effect::Estimate { slot, left: self.ledger.left() });
+            }
+            Decision::Load(estimate) => self.start_load(slot, estimate, now),
+            Decision::Evict(victims) => {
+                for victim in victims {
+                    self.start_unload(victim, Cause::Evicted, now);
+                }
+            }
+        }
+    }
+
+    fn grant_if_ready(&mut self, waiting: &Waiting, now: Timestamp) {
+        let slot = &self.slots[waiting.slot.0];
+        if let State::Ready { leases, .. } = slot.state
+            && leases < slot.spec.parallel
+        {
+            self.carry_out(Decision::Grant, waiting, now);
+        }
+    }
+
+    fn grant(&mut self, waiting: &Waiting, now: Timestamp) {
+        let slot = &mut self.slots[waiting.slot.0];
+        let State::Ready { leases, .. } = &mut slot.state else { return };
+        *leases += 1;
+        let loading = slot.loading_since(waiting.arrived);
+        let queued = now.since(waiting.arrived).saturating_sub(loading);
+        self.queue.remove(waiting.id);
+        self.leases.insert(waiting.id, waiting.slot);
+        self.effects.push_back(Effect::Grant { id: waiting.id, slot: waiting.slot, queued, loading });
+    }
+
+    fn start_load(&mut self, slot: SlotId, estimate: Estimate, now: Timestamp) {
+        let model = self.slots[slot.0].spec.model.clone();
+        // The room was computed from this same ledger; should they ever differ, the ledger is right.
+        if let Ok(reservation) = self.ledger.try_reserve(&model, estimate.total()) {
+            let held = Held { reservation, estimate: estimate.clone(), measured: None };
+            self.set_state(
+                slot,
+                State::Loading { held, started: now, cancelled: false },
+                Cause::Request,
+                now,
+            );
+            self.effects.push_back(Effect::StartLoad { slot, estimate });
+        }
+    }
+
+    /// Evicts idle models while the ledger exceeds the budget, which became smaller or was overrun by a load.
+    fn enforce_budget(&mut self, now: Timestamp) {
+        let coming: Bytes = self.unloading().map(|slot| self.bytes_of(slot)).sum();
+        let over = self.ledger.used().saturating_sub(self.ledger.budget() + coming);
+        if over > Bytes::ZERO {
+            let choice = self.victims(Need { bytes: over, llms: 0 }, SlotId(usize::MAX), now);
+            for victim in choice.victims {
+                self.start_unload(victim, Cause::Budget, now);
+            }
+        }
+    }
+
+    fn never_fits(&self, slot: SlotId, estimate: &Estimate) -> Option<Error> {
+        let model = self.slots[slot.0].spec.model.clone();
+        let pinned = || self.slots.iter().filter(|other| other.pinned);
+        let held: Bytes =
+            pinned().filter_map(|other| other.state.held()).map(|h| self.ledger.bytes(&h.reservation)).sum();
+        let (asked, budget) = (estimate.total(), self.ledger.budget());
+        let left = budget.saturating_sub(held);
+        if asked > left {
+            let names: BTreeSet<&ModelName> = pinned().map(|other| &other.spec.model).collect();
+            let holders = self.ledger.holders().into_iter().filter(|h| names.contains(&h.model)).collect();
+            return Some(Error::OverBudget { model, asked, left, budget, holders });
+        }
+        let pinned_llms: BTreeSet<&ModelName> =
+            pinned().filter(|other| other.counts()).map(|other| &other.spec.model).collect();
+        let limit = self.limits.max_llms;
+        let needs_place = self.slots[slot.0].spec.llm && !pinned_llms.contains(&model);
+        (needs_place && pinned_llms.len() >= limit).then_some(Error::TooManyLlms { model, limit })
+    }
+
+    fn room(&self) -> Room {
+        let held = self.slots_per_llm(|_| true);
+        let leaving = self.slots_per_llm(|state| matches!(state, State::Unloading { .. }));
+        let llms_coming = leaving.iter().filter(|(model, count)| held.get(*model) == Some(count)).count();
+        Room {
+            bytes: self.ledger.left(),
+            coming: self.unloading().map(|slot| self.bytes_of(slot)).sum(),
+            llms: self.limits.max_llms.saturating_sub(held.len()),
+            llms_coming,
+            kept: false,
+        }
+    }
+
+    /// Places among the LLMs that a load of `slot` takes: none if its model has one already.
+    fn llms_needed(&self, slot: SlotId) -> usize {
+        let spec = &self.slots[slot.0].spec;
+        usize::from(spec.llm && !self.counted_llms().contains(&spec.model))
+    }
+
+    fn victims(&self, need: Need, wanted: SlotId, now: Timestamp) -> Choice {
+        self.victims_among(need, wanted, now, false)
+    }
+
+    /// Whom to evict for `wanted`; with `even_busy`, as if all that is in use were idle.
+    fn victims_among(&self, need: Need, wanted: SlotId, now: Timestamp, even_busy: bool) -> Choice {
+        let own = self.slots.get(wanted.0).map(|slot| &slot.spec.model);
+        let candidates: Vec<Candidate> = self
+            .slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| !slot.pinned)
+            .filter_map(|(at, slot)| {
+                let State::Ready { held, leases, idle_since } = &slot.state else { return None };
+                (*leases == 0 || even_busy).then(|| Candidate {
+                    slot: SlotId(at),
+                    llm: Some(&slot.spec.model).filter(|model| slot.spec.llm && Some(*model) != own).cloned(),
+                    class: slot.spec.class,
+                    bytes: self.ledger.bytes(&held.reservation),
+                    idle: now.since(*idle_since),
+                })
+            })
+            .collect();
+        let mut held = self.slots_per_llm(|_| true);
+        for (model, leaving) in self.slots_per_llm(|state| matches!(state, State::Unloading { .. })) {
+            held.entry(model).and_modify(|count| *count -= leaving);
+        }
+        choose(&candidates, &held, need)
+    }
+
+    /// The models that get no new requests because someone has waited too long for their room.
+    fn draining(&self, order: &[Waiting], now: Timestamp) -> Option<Draining> {
+        let long = |waiting: &Waiting| now.since(waiting.arrived) >= self.limits.drain_after;
+        let (position, waiting, estimate) = order.iter().enumerate().find_map(|(position, waiting)| {
+            match &self.slots[waiting.slot.0].state {
+                State::Sized { estimate } if long(waiting) => Some((position, waiting, estimate)),
+                _ => None,
+            }
+        })?;
+        let need = Need { bytes: estimate.total(), llms: self.llms_needed(waiting.slot) };
+        let missing = self.room().missing(need);
+        if missing == Need::default() || self.victims(missing, waiting.slot, now).sufficient {
+            return None;
+        }
+        let choice = self.victims_among(missing, waiting.slot, now, true);
+        choice.sufficient.then_some(Draining { position, victims: choice.victims })
+    }
+
+    fn unloading(&self) -> impl Iterator<Item = SlotId> {
+        let leaving = |slot: &super::Slot| matches!(slot.state, State::Unloading { .. });
+        self.slots.iter().enumerate().filter(move |(_, slot)| leaving(slot)).map(|(at, _)| SlotId(at))
+    }
+
+    fn bytes_of(&self, slot: SlotId) -> Bytes {
+        self.slots[slot.0].state.held().map_or(Bytes::ZERO, |held| self.ledger.bytes(&held.reservation))
+    }
+
+    fn slots_per_llm(&self, state: impl Fn(&State) -> bool) -> BTreeMap<ModelName, usize> {
+        let mut count = BTreeMap::new();
+        for slot in self.slots.iter().filter(|slot| slot.counts() && state(&slot.state)) {
+            *count.entry(slot.spec.model.clone()).or_default() += 1;
+        }
+        count
+    }
+}
+
+/// See [`Scheduler::draining`].
+struct Draining {
+    /// Requests before this place in the order are not held back.
+    position: usize,
+    victims: Vec<SlotId>,
+}
+
+impl Room {
+    /// What is missing for `need` even when the unloads under way have ended.
+    fn missing(&self, need: Need) -> Need {
+        Need {
+            bytes: need.bytes.saturating_sub(self.bytes + self.coming),
+            llms: need.llms.saturating_sub(self.llms + self.llms_coming),
+        }
+    }
+
+    /// Sets `need` aside: first from what is free, then from what is coming.
+    fn take(&mut self, need: Need) {
+        let now = need.bytes.min(self.bytes);
+        self.bytes = self.bytes - now;
+        self.coming = self.coming.saturating_sub(need.bytes - now);
+        let places = need.llms.min(self.llms);
+        self.llms -= places;
+        self.llms_coming = self.llms_coming.saturating_sub(need.llms - places);
+    }
+}

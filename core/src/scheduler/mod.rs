@@ -1,0 +1,540 @@
+//! Decides which models are loaded and who may use them, and does nothing else.
+//!
+//! A state machine without clock, thread, network or disk: [`Scheduler::handle`] takes an event and the time it
+//! happened, [`Scheduler::poll_effect`] gives what has to be done about it, [`Scheduler::poll_timeout`] says when to
+//! come back without an event. Whoever drives it carries the effects out and reports their ends as events.
+
+mod dispatch;
+mod dry_run;
+mod policy;
+mod queue;
+mod slot;
+mod status;
+
+pub use dry_run::{Plan, PlannedLoad};
+pub use policy::{Candidate, Choice, Need, choose};
+pub use slot::{Cause, Change, Phase};
+pub use status::{PoolStatus, SlotStatus};
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::answer::Priority;
+use crate::config::Class;
+use crate::error::Error;
+use crate::failure::{Failure, FailureKind};
+use crate::memory::{Estimate, Footprint, Ledger};
+use crate::request::{Capabilities, Capability};
+use crate::units::{Bytes, ModelName, Timestamp};
+use queue::{Queue, Waiting};
+use slot::{Backoff, Held, Slot, State};
+
+/// A place where one model can run, by number: the order in which slots were given to [`Scheduler::new`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(pub usize);
+
+/// A request, by a number that its sender chose and never uses again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// What the scheduler knows of a slot.
+#[derive(Clone, Debug)]
+pub struct SlotSpec {
+    /// The logical model. Slots of one model count as one LLM.
+    pub model: ModelName,
+    /// Whether it counts for `max_llms`.
+    pub llm: bool,
+    /// How hard to hold on to it. Residents are pinned from the start.
+    pub class: Class,
+    /// What it can be asked for.
+    pub capabilities: Capabilities,
+    /// Requests that may run on it at once; at least 1.
+    pub parallel: usize,
+    /// Unloaded after this long without a request.
+    pub ttl: Option<Duration>,
+}
+
+/// The limits that hold at every moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// All that may be held for models.
+    pub budget: Bytes,
+    /// LLMs that may be loaded or loading at once.
+    pub max_llms: usize,
+    /// Requests that may wait at once.
+    pub max_waiting: usize,
+    /// A waiting request moves up one priority class each time this passes.
+    pub aging: Duration,
+    /// A request that has waited this long for room stops new requests on the models it needs out of the way.
+    pub drain_after: Duration,
+}
+
+/// Where requests of equal urgency stand to each other is FIFO; this is the rest of what a request says.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// What will be asked of the model.
+    pub capability: Capability,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// When it gives up waiting.
+    pub deadline: Timestamp,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Someone wants to use a slot. Answered by one [`Effect::Grant`] or [`Effect::Reject`].
+    Request {
+        /// Its number.
+        id: RequestId,
+        /// The slot.
+        slot: SlotId,
+        /// The rest.
+        ask: Ask,
+    },
+    /// A request ended: its caller went away while it waited, or its use of the slot is over. Unknown numbers are
+    /// ignored, so that a caller need not know which of the two it was.
+    Return {
+        /// Its number.
+        id: RequestId,
+    },
+    /// An [`Effect::Estimate`] ended.
+    Estimated {
+        /// The slot.
+        slot: SlotId,
+        /// What it found.
+        result: Result<Estimate, Failure>,
+    },
+    /// An [`Effect::StartLoad`] ended.
+    Loaded {
+        /// The slot.
+        slot: SlotId,
+        /// What the model holds now, where that could be measured.
+        result: Result<Option<Footprint>, Failure>,
+    },
+    /// An [`Effect::StartUnload`] ended: the memory is back.
+    Unloaded {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// Someone wants a slot's memory back. Answered by one [`Effect::UnloadDone`].
+    Unload {
+        /// Its number, among unloads.
+        id: RequestId,
+        /// The slot.
+        slot: SlotId,
+    },
+    /// A slot may not be evicted any more, or may be again.
+    Pin {
+        /// The slot.
+        slot: SlotId,
+        /// Whether it is pinned from now on.
+        pinned: bool,
+    },
+    /// The budget changed. Idle models are evicted until it holds; running requests end undisturbed.
+    Budget {
+        /// The new budget.
+        budget: Bytes,
+    },
+    /// Time passed.
+    Tick,
+    /// No new requests; everything is unloaded as soon as it is idle.
+    Shutdown,
+    /// The grace of a shutdown is over: what is still in use is unloaded too.
+    Abort,
+}
+
+/// What has to be done.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Find out what a load of the slot will take, with so many bytes left for it.
+    Estimate {
+        /// The slot.
+        slot: SlotId,
+        /// What is left of the budget.
+        left: Bytes,
+    },
+    /// Load the slot; its bytes are reserved.
+    StartLoad {
+        /// The slot.
+        slot: SlotId,
+        /// What is reserved.
+        estimate: Estimate,
+    },
+    /// Stop a load that nobody wants any more. It still ends with [`Event::Loaded`].
+    CancelLoad {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// Unload the slot.
+    StartUnload {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// The request may use the slot until it is returned.
+    Grant {
+        /// Its number.
+        id: RequestId,
+        /// The slot.
+        slot: SlotId,
+        /// Time it waited, loading excepted.
+        queued: Duration,
+        /// Time it waited for the slot's load.
+        loading: Duration,
+    },
+    /// The request will not be served.
+    Reject {
+        /// Its number.
+        id: RequestId,
+        /// Why.
+        error: Error,
+    },
+    /// An [`Event::Unload`] ended.
+    UnloadDone {
+        /// Its number.
+        id: RequestId,
+        /// The bytes that came back; zero if it was not loaded.
+        result: Result<Bytes, Error>,
+    },
+    /// A slot changed its state.
+    Changed(Change),
+    /// Everything is unloaded after [`Event::Shutdown`].
+    Stopped,
+}
+
+/// The state machine. See the module's documentation.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    slots: Vec<Slot>,
+    ledger: Ledger,
+    queue: Queue,
+    leases: BTreeMap<RequestId, SlotId>,
+    effects: VecDeque<Effect>,
+    shutdown: Shutdown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shutdown {
+    No,
+    WhenIdle,
+    Now,
+    Done,
+}
+
+/// First pause after a failed load.
+const BACKOFF_FIRST: Duration = Duration::from_secs(10);
+/// Longest pause after failed loads.
+const BACKOFF_LONGEST: Duration = Duration::from_mins(5);
+
+impl Scheduler {
+    /// A scheduler over `slots`, none of them loaded.
+    #[must_use]
+    pub fn new(limits: Limits, slots: Vec<SlotSpec>) -> Self {
+        Self {
+            limits,
+            slots: slots.into_iter().map(Slot::new).collect(),
+            ledger: Ledger::new(limits.budget),
+            queue: Queue::default(),
+            leases: BTreeMap::new(),
+            effects: VecDeque::new(),
+            shutdown: Shutdown::No,
+        }
+    }
+
+    /// Takes in what happened at `now`. Events must come in the order of their times.
+    pub fn handle(&mut self, event: Event, now: Timestamp) {
+        match event {
+            Event::Request { id, slot, ask } => self.on_request(id, slot, ask, now),
+            Event::Return { id } => self.on_return(id, now),
+            Event::Estimated { slot, result } => self.on_estimated(slot, result, now),
+            Event::Loaded { slot, result } => self.on_loaded(slot, result, now),
+            Event::Unloaded { slot } => self.on_unloaded(slot, now),
+            Event::Unload { id, slot } => self.on_unload(id, slot, now),
+            Event::Pin { slot, pinned } => self.slots[slot.0].pinned = pinned,
+            Event::Budget { budget } => self.ledger.set_budget(budget),
+            Event::Tick => {}
+            Event::Shutdown => self.on_shutdown(Shutdown::WhenIdle, now),
+            Event::Abort => self.on_shutdown(Shutdown::Now, now),
+        }
+        self.expire(now);
+        self.dispatch(now);
+        self.finish_shutdown(now);
+    }
+
+    /// The next thing to do, until there is none.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let deadline = self.queue.earliest_deadline();
+        let ttl = self.slots.iter().filter_map(Slot::expires_at).min();
+        [deadline, ttl].into_iter().flatten().min()
+    }
+
+    fn on_request(&mut self, id: RequestId, slot: SlotId, ask: Ask, now: Timestamp) {
+        if self.shutdown != Shutdown::No {
+            return self.reject(id, Error::ShuttingDown);
+        }
+        let spec = &self.slots[slot.0].spec;
+        if !spec.capabilities.has(ask.capability) {
+            let error = Error::Unsupported { model: spec.model.clone(), capability: ask.capability };
+            return self.reject(id, error);
+        }
+        if let Some(error) = self.slots[slot.0].backoff_error(now) {
+            return self.reject(id, error);
+        }
+        self.queue.push(Waiting { id, slot, ask, arrived: now });
+        self.dispatch(now);
+        if self.queue.len() > self.limits.max_waiting
+            && let Some(rejected) = self.queue.remove(id)
+        {
+            self.reject(id, Error::QueueFull { waiting: self.queue.len() });
+            self.after_waiter_left(rejected.slot, now);
+        }
+    }
+
+    fn on_return(&mut self, id: RequestId, now: Timestamp) {
+        if let Some(waiting) = self.queue.remove(id) {
+            self.after_waiter_left(waiting.slot, now);
+        } else if let Some(slot) = self.leases.remove(&id)
+            && let State::Ready { leases, idle_since, .. } = &mut self.slots[slot.0].state
+        {
+            *leases -= 1;
+            *idle_since = now;
+        }
+    }
+
+    fn on_estimated(&mut self, slot: SlotId, result: Result<Estimate, Failure>, now: Timestamp) {
+        if !matches!(self.slots[slot.0].state, State::Estimating) {
+            return;
+        }
+        match result {
+            Ok(estimate) if self.queue.waits_for(slot) => {
+                self.set_state(slot, State::Sized { estimate }, Cause::Request, now);
+            }
+            Ok(_) => self.set_state(slot, State::Absent, Cause::Abandoned, now),
+            Err(cause) => {
+                self.set_state(slot, State::Absent, Cause::Failed, now);
+                self.reject_waiters(slot, &|model| Error::Load { model, cause: cause.clone() });
+            }
+        }
+    }
+
+    fn on_loaded(&mut self, slot: SlotId, result: Result<Option<Footprint>, Failure>, now: Timestamp) {
+        let (held, started) = match self.slots[slot.0].take_state() {
+            State::Loading { held, started, .. } => (held, started),
+            other => return self.slots[slot.0].state = other,
+        };
+        match result {
+            Ok(measured) => {
+                // A file-backed page that has not been touched yet is not resident but will be: the larger of the
+                // two figures is what the model may come to hold.
+                let bytes = measured.map_or(held.estimate.total(), |m| m.total().max(held.estimate.total()));
+                self.ledger.settle(&held.reservation, bytes);
+                let entry = &mut self.slots[slot.0];
+                entry.failures = 0;
+                entry.backoff = None;
+                entry.last_load = Some((started, now));
+                let held = Held { measured, ..held };
+                self.set_state(slot, State::Ready { held, leases: 0, idle_since: now }, Cause::Request, now);
+                self.unload_if_asked(slot, now);
+            }
+            Err(cause) => {
+                self.ledger.release(held.reservation);
+                let abandoned = cause.kind == FailureKind::Cancelled;
+                let why = if abandoned { Cause::Abandoned } else { Cause::Failed };
+                self.set_state(slot, State::Absent, why, now);
+                self.answer_unloads(slot, Bytes::ZERO);
+                // Whoever joined a load that was being given up gets a new one from the next dispatch.
+                if !abandoned {
+                    self.back_off(slot, &cause, now);
+                    self.reject_waiters(slot, &|model| Error::Load { model, cause: cause.clone() });
+                }
+            }
+        }
+    }
+
+    /// Someone asked for the memory of a load that was being given up, and the load succeeded all the same.
+    fn unload_if_asked(&mut self, slot: SlotId, now: Timestamp) {
+        if self.slots[slot.0].unload_waiters.is_empty() {
+            return;
+        }
+        let leases = self.queue.count(slot);
+        if leases == 0 {
+            return self.start_unload(slot, Cause::Asked, now);
+        }
+        let model = self.slots[slot.0].spec.model.clone();
+        for id in std::mem::take(&mut self.slots[slot.0].unload_waiters) {
+            let error = Error::InUse { model: model.clone(), leases };
+            self.effects.push_back(Effect::UnloadDone { id, result: Err(error) });
+        }
+    }
+
+    fn back_off(&mut self, slot: SlotId, cause: &Failure, now: Timestamp) {
+        let entry = &mut self.slots[slot.0];
+        let pause = BACKOFF_FIRST.saturating_mul(1 << entry.failures.min(10)).min(BACKOFF_LONGEST);
+        entry.failures += 1;
+        entry.backoff = Some(Backoff { until: now + pause, cause: cause.clone() });
+    }
+
+    fn on_unloaded(&mut self, slot: SlotId, now: Timestamp) {
+        let (held, cause) = match self.slots[slot.0].take_state() {
+            State::Unloading { held, cause } => (held, cause),
+            other => return self.slots[slot.0].state = other,
+        };
+        let bytes = self.ledger.release(held.reservation);
+        self.set_state(slot, State::Absent, cause, now);
+        self.answer_unloads(slot, bytes);
+    }
+
+    fn answer_unloads(&mut self, slot: SlotId, freed: Bytes) {
+        for id in std::mem::take(&mut self.slots[slot.0].unload_waiters) {
+            self.effects.push_back(Effect::UnloadDone { id, result: Ok(freed) });
+        }
+    }
+
+    fn on_unload(&mut self, id: RequestId, slot: SlotId, now: Timestamp) {
+        let entry = &mut self.slots[slot.0];
+        let model = entry.spec.model.clone();
+        let in_use = |leases| Error::InUse { model: model.clone(), leases };
+        let refusal = match &entry.state {
+            State::Absent => {
+                return self.effects.push_back(Effect::UnloadDone { id, result: Ok(Bytes::ZERO) });
+            }
+            State::Unloading { .. } => return entry.unload_waiters.push(id),
+            State::Ready { .. } | State::Loading { .. } if entry.pinned => Error::Pinned { model },
+            State::Ready { leases: 0, .. } => {
+                entry.unload_waiters.push(id);
+                return self.start_unload(slot, Cause::Asked, now);
+            }
+            State::Ready { leases, .. } => in_use(*leases),
+            // Given up already: its end is near.
+            State::Loading { .. } if !self.queue.waits_for(slot) => return entry.unload_waiters.push(id),
+            State::Estimating | State::Sized { .. } | State::Loading { .. } => in_use(self.queue.count(slot)),
+        };
+        self.effects.push_back(Effect::UnloadDone { id, result: Err(refusal) });
+    }
+
+    fn on_shutdown(&mut self, how: Shutdown, now: Timestamp) {
+        if self.shutdown == Shutdown::Done {
+            return;
+        }
+        self.shutdown = how;
+        for waiting in self.queue.drain() {
+            self.effects.push_back(Effect::Reject { id: waiting.id, error: Error::ShuttingDown });
+        }
+        for slot in (0..self.slots.len()).map(SlotId) {
+            self.after_waiter_left(slot, now);
+        }
+    }
+
+    /// Unloads what is idle while a shutdown is under way, and says so once nothing is left.
+    fn finish_shutdown(&mut self, now: Timestamp) {
+        if matches!(self.shutdown, Shutdown::No | Shutdown::Done) {
+            return;
+        }
+        for slot in (0..self.slots.len()).map(SlotId) {
+            let State::Ready { leases, .. } = self.slots[slot.0].state else { continue };
+            if leases == 0 || self.shutdown == Shutdown::Now {
+                self.leases.retain(|_, leased| *leased != slot);
+                self.start_unload(slot, Cause::Shutdown, now);
+            }
+        }
+        if self.slots.iter().all(|slot| matches!(slot.state, State::Absent)) {
+            self.shutdown = Shutdown::Done;
+            self.effects.push_back(Effect::Stopped);
+        }
+    }
+
+    /// Deadlines and TTLs that have passed.
+    fn expire(&mut self, now: Timestamp) {
+        for waiting in self.queue.take_expired(now) {
+            let model = self.slots[waiting.slot.0].spec.model.clone();
+            let waited = now.since(waiting.arrived);
+            self.reject(waiting.id, Error::WaitTimeout { model, waited, holders: self.ledger.holders() });
+            self.after_waiter_left(waiting.slot, now);
+        }
+        for slot in (0..self.slots.len()).map(SlotId) {
+            if self.slots[slot.0].expires_at().is_some_and(|at| at <= now) && !self.queue.waits_for(slot) {
+                self.start_unload(slot, Cause::Ttl, now);
+            }
+        }
+    }
+
+    /// Gives up what is under way for a slot that nobody waits for any more. Residents are loaded in any case.
+    fn after_waiter_left(&mut self, slot: SlotId, now: Timestamp) {
+        let stopping = self.shutdown != Shutdown::No;
+        if self.queue.waits_for(slot) {
+            return;
+        }
+        let entry = &mut self.slots[slot.0];
+        match &mut entry.state {
+            State::Sized { .. } | State::Estimating => {
+                self.set_state(slot, State::Absent, Cause::Abandoned, now)
+            }
+            State::Loading { cancelled, .. } if !*cancelled && (stopping || !entry.pinned) => {
+                *cancelled = true;
+                self.effects.push_back(Effect::CancelLoad { slot });
+            }
+            State::Absent | State::Loading { .. } | State::Ready { .. } | State::Unloading { .. } => {}
+        }
+    }
+
+    fn start_unload(&mut self, slot: SlotId, cause: Cause, now: Timestamp) {
+        match self.slots[slot.0].take_state() {
+            State::Ready { held, .. } => {
+                self.set_state(slot, State::Unloading { held, cause }, cause, now);
+                self.effects.push_back(Effect::StartUnload { slot });
+            }
+            other => self.slots[slot.0].state = other,
+        }
+    }
+
+    fn reject(&mut self, id: RequestId, error: Error) {
+        self.effects.push_back(Effect::Reject { id, error });
+    }
+
+    fn reject_waiters(&mut self, slot: SlotId, error: &dyn Fn(ModelName) -> Error) {
+        for waiting in self.queue.take_all(slot) {
+            self.reject(waiting.id, error(self.slots[slot.0].spec.model.clone()));
+        }
+    }
+
+    /// The one place where a slot changes its state. The change goes out with the ledger's figures of that moment.
+    fn set_state(&mut self, slot: SlotId, state: State, cause: Cause, now: Timestamp) {
+        let entry = &mut self.slots[slot.0];
+        let from = entry.phase;
+        entry.state = state;
+        entry.phase = entry.state.phase();
+        let took = now.since(std::mem::replace(&mut entry.since, now));
+        let held = entry.state.held();
+        let change = Change {
+            slot,
+            model: entry.spec.model.clone(),
+            from,
+            to: entry.phase,
+            cause,
+            at: now,
+            took,
+            bytes: held.map_or(Bytes::ZERO, |held| self.ledger.bytes(&held.reservation)),
+            estimated: held.map(|held| held.estimate.total()),
+            measured: held.and_then(|held| held.measured),
+            used: self.ledger.used(),
+            budget: self.ledger.budget(),
+            llms: self.counted_llms().len(),
+        };
+        self.effects.push_back(Effect::Changed(change));
+    }
+
+    /// The LLMs that are loaded, loading or not yet gone.
+    fn counted_llms(&self) -> BTreeSet<&ModelName> {
+        self.slots.iter().filter(|slot| slot.counts()).map(|slot| &slot.spec.model).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

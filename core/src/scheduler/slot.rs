@@ -1,0 +1,221 @@
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{RequestId, SlotId, SlotSpec};
+use crate::config::Class;
+use crate::error::Error;
+use crate::failure::Failure;
+use crate::memory::{Estimate, Footprint, Reservation};
+use crate::units::{Bytes, ModelName, Timestamp};
+
+/// One slot: its fixed facts, its state, and what outlives the state.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) spec: SlotSpec,
+    pub(super) state: State,
+    /// The state's name as last announced; differs from `state.phase()` only inside a transition.
+    pub(super) phase: Phase,
+    /// When it came into that state.
+    pub(super) since: Timestamp,
+    pub(super) pinned: bool,
+    pub(super) failures: u32,
+    pub(super) backoff: Option<Backoff>,
+    pub(super) last_load: Option<(Timestamp, Timestamp)>,
+    pub(super) unload_waiters: Vec<RequestId>,
+}
+
+/// After a failed load: when the next one may be tried, and why the last one failed.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    pub(super) until: Timestamp,
+    pub(super) cause: Failure,
+}
+
+/// What a slot holds from the start of its load to the end of its unload.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) reservation: Reservation,
+    pub(super) estimate: Estimate,
+    pub(super) measured: Option<Footprint>,
+}
+
+#[derive(Debug)]
+pub(super) enum State {
+    /// Holds nothing. To `Estimating` when someone asks for it.
+    Absent,
+    /// Its size is being found out. To `Sized`, or to `Absent` when that fails or nobody waits.
+    Estimating,
+    /// Its size is known; it waits for room. To `Loading`, or to `Absent` when it can never fit or nobody waits.
+    Sized { estimate: Estimate },
+    /// To `Ready`, or to `Absent` when the load fails or is given up.
+    Loading { held: Held, started: Timestamp, cancelled: bool },
+    /// Can be used. To `Unloading`, never while leases are out (the end of a shutdown's grace excepted).
+    Ready { held: Held, leases: usize, idle_since: Timestamp },
+    /// Its memory is on its way back. To `Absent`.
+    Unloading { held: Held, cause: Cause },
+}
+
+/// The name of a slot's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Not loaded.
+    Absent,
+    /// Its size is being found out.
+    Estimating,
+    /// Its size is known; it waits for room.
+    Waiting,
+    /// Being loaded.
+    Loading,
+    /// Ready to answer.
+    Ready,
+    /// Its memory is on its way back.
+    Unloading,
+}
+
+/// Why a slot changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A request wants it.
+    Request,
+    /// Another model needs its room.
+    Evicted,
+    /// It was idle for its TTL.
+    Ttl,
+    /// Someone asked for it.
+    Asked,
+    /// The budget became smaller.
+    Budget,
+    /// Nobody wants it any more.
+    Abandoned,
+    /// It failed.
+    Failed,
+    /// It can never fit.
+    TooLarge,
+    /// The pool is shutting down.
+    Shutdown,
+}
+
+impl Cause {
+    /// The cause's name in metrics and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Evicted => "evicted",
+            Self::Ttl => "ttl",
+            Self::Asked => "asked",
+            Self::Budget => "budget",
+            Self::Abandoned => "abandoned",
+            Self::Failed => "failed",
+            Self::TooLarge => "too_large",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// A slot's change of state, with the ledger's figures right after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The slot.
+    pub slot: SlotId,
+    /// Its model.
+    pub model: ModelName,
+    /// The state before.
+    pub from: Phase,
+    /// The state after.
+    pub to: Phase,
+    /// Why.
+    pub cause: Cause,
+    /// When.
+    pub at: Timestamp,
+    /// How long the slot was in the state before.
+    pub took: Duration,
+    /// What the ledger holds for the slot.
+    pub bytes: Bytes,
+    /// Its estimate, while it holds anything.
+    pub estimated: Option<Bytes>,
+    /// What was measured right after its load.
+    pub measured: Option<Footprint>,
+    /// What the ledger holds in all.
+    pub used: Bytes,
+    /// The budget.
+    pub budget: Bytes,
+    /// LLMs loaded or loading.
+    pub llms: usize,
+}
+
+impl Slot {
+    pub(super) fn new(spec: SlotSpec) -> Self {
+        Self {
+            pinned: spec.class == Class::Resident,
+            spec,
+            state: State::Absent,
+            phase: Phase::Absent,
+            since: Timestamp::default(),
+            failures: 0,
+            backoff: None,
+            last_load: None,
+            unload_waiters: Vec::new(),
+        }
+    }
+
+    /// Takes the state out, to be put back by the caller in the same call.
+    pub(super) fn take_state(&mut self) -> State {
+        std::mem::replace(&mut self.state, State::Absent)
+    }
+
+    /// Whether it counts for the limit on LLMs.
+    pub(super) fn counts(&self) -> bool {
+        self.spec.llm && self.state.held().is_some()
+    }
+
+    /// When its TTL ends, if it is idle and may be unloaded for that.
+    pub(super) fn expires_at(&self) -> Option<Timestamp> {
+        match (&self.state, self.spec.ttl) {
+            (State::Ready { leases: 0, idle_since, .. }, Some(ttl)) if !self.pinned => {
+                Some(*idle_since + ttl)
+            }
+            _ => None,
+        }
+    }
+
+    /// The error for requests that come too soon after a failed load.
+    pub(super) fn backoff_error(&self, now: Timestamp) -> Option<Error> {
+        let backoff = self.backoff.as_ref().filter(|backoff| backoff.until > now)?;
+        Some(Error::LoadBackoff {
+            model: self.spec.model.clone(),
+            retry_in: backoff.until.since(now),
+            cause: backoff.cause.clone(),
+        })
+    }
+
+    /// How much of the time since `arrived` went into this slot's last load.
+    pub(super) fn loading_since(&self, arrived: Timestamp) -> Duration {
+        self.last_load.map_or(Duration::ZERO, |(started, ended)| ended.since(started.max(arrived)))
+    }
+}
+
+impl State {
+    pub(super) fn phase(&self) -> Phase {
+        match self {
+            Self::Absent => Phase::Absent,
+            Self::Estimating => Phase::Estimating,
+            Self::Sized { .. } => Phase::Waiting,
+            Self::Loading { .. } => Phase::Loading,
+            Self::Ready { .. } => Phase::Ready,
+            Self::Unloading { .. } => Phase::Unloading,
+        }
+    }
+
+    pub(super) fn held(&self) -> Option<&Held> {
+        match self {
+            Self::Loading { held, .. } | Self::Ready { held, .. } | Self::Unloading { held, .. } => {
+                Some(held)
+            }
+            Self::Absent | Self::Estimating | Self::Sized { .. } => None,
+        }
+    }
+}
