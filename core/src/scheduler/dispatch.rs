@@ -111,7 +111,7 @@ impl Scheduler {
             return Decision::Evict(choice.victims);
         }
         // 10
-        room.kept = !pinned && now.since(waiting.arrived) >= self.limits.drain_after;
+        room.kept = !pinned && self.has_waited_long(waiting.slot, now);
         Decision::Wait
     }
 
@@ -220,10 +220,13 @@ impl Scheduler {
         }
     }
 
-    /// Places among the LLMs that a load of `slot` takes: none if its model has one already.
+    /// Places among the LLMs that a load of `slot` takes: none if its model has one already. A place that is about to
+    /// become free may be promised to someone else, so it does not count as had.
     fn llms_needed(&self, slot: SlotId) -> usize {
         let spec = &self.slots[slot.0].spec;
-        usize::from(spec.llm && !self.counted_llms().contains(&spec.model))
+        let stays = |state: &State| !matches!(state, State::Unloading { .. });
+        let has_one = self.slots.iter().any(|s| s.counts() && s.spec.model == spec.model && stays(&s.state));
+        usize::from(spec.llm && !has_one)
     }
 
     fn victims(&self, need: Need, wanted: SlotId, now: Timestamp) -> Choice {
@@ -258,20 +261,29 @@ impl Scheduler {
 
     /// The models that get no new requests because someone has waited too long for their room.
     fn draining(&self, order: &[Waiting], now: Timestamp) -> Option<Draining> {
-        let long = |waiting: &Waiting| now.since(waiting.arrived) >= self.limits.drain_after;
         let (position, waiting, estimate) = order.iter().enumerate().find_map(|(position, waiting)| {
             match &self.slots[waiting.slot.0].state {
-                State::Sized { estimate } if long(waiting) => Some((position, waiting, estimate)),
+                State::Sized { estimate } if self.has_waited_long(waiting.slot, now) => {
+                    Some((position, waiting, estimate))
+                }
                 _ => None,
             }
         })?;
         let need = Need { bytes: estimate.total(), llms: self.llms_needed(waiting.slot) };
         let missing = self.room().missing(need);
-        if missing == Need::default() || self.victims(missing, waiting.slot, now).sufficient {
+        if missing == Need::default() {
             return None;
         }
-        let choice = self.victims_among(missing, waiting.slot, now, true);
+        // Whoever is idle goes first, and must not be given to someone else in this same round.
+        let idle = self.victims(missing, waiting.slot, now);
+        let choice =
+            if idle.sufficient { idle } else { self.victims_among(missing, waiting.slot, now, true) };
         choice.sufficient.then_some(Draining { position, victims: choice.victims })
+    }
+
+    /// Whoever waits for a slot waits for the same room, so the one who came first speaks for all.
+    fn has_waited_long(&self, slot: SlotId, now: Timestamp) -> bool {
+        self.queue.oldest_for(slot).is_some_and(|arrived| now.since(arrived) >= self.limits.drain_after)
     }
 
     fn unloading(&self) -> impl Iterator<Item = SlotId> {

@@ -452,10 +452,13 @@ impl Scheduler {
 
     /// Deadlines and TTLs that have passed.
     fn expire(&mut self, now: Timestamp) {
-        for waiting in self.queue.take_expired(now) {
+        let expired = self.queue.take_expired(now);
+        for waiting in &expired {
             let model = self.slots[waiting.slot.0].spec.model.clone();
             let waited = now.since(waiting.arrived);
             self.reject(waiting.id, Error::WaitTimeout { model, waited, holders: self.ledger.holders() });
+        }
+        for waiting in expired {
             self.after_waiter_left(waiting.slot, now);
         }
         for slot in (0..self.slots.len()).map(SlotId) {
@@ -535,6 +538,3 @@ impl Scheduler {
         self.slots.iter().filter(|slot| slot.counts()).map(|slot| &slot.spec.model).collect()
     }
 }
-
-#[cfg(test)]
-mod tests;

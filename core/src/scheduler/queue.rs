@@ -65,6 +65,10 @@ impl Queue {
         self.waiting.iter().map(|waiting| waiting.arrived).min()
     }
 
+    pub(super) fn oldest_for(&self, slot: SlotId) -> Option<Timestamp> {
+        self.waiting.iter().filter(|waiting| waiting.slot == slot).map(|waiting| waiting.arrived).min()
+    }
+
     /// The requests in the order in which they are to be served: most urgent first, each class of priority that was
     /// waited for counted in, then by arrival.
     pub(super) fn in_order(&self, now: Timestamp, aging: Duration) -> Vec<Waiting> {

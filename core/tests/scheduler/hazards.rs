@@ -1,0 +1,541 @@
+//! One test per hazard.
+
+use std::time::Duration;
+
+use sarai_core::Error;
+use sarai_core::answer::Priority;
+use sarai_core::config::Class;
+use sarai_core::failure::{Failure, FailureKind};
+use sarai_core::memory::{Estimate, Footprint};
+use sarai_core::scheduler::{Cause, Event, Phase, SlotId};
+use sarai_core::units::Bytes;
+
+use crate::world::{World, helper, limits, llm};
+
+fn three_of(budget: u64, max_llms: usize) -> World {
+    World::new(limits(budget, max_llms), vec![llm("a", 40), llm("b", 40), llm("c", 40), llm("d", 40)])
+}
+
+/// Loads a slot and returns its lease.
+fn used_once(world: &mut World, slot: usize) {
+    let id = world.request(slot);
+    world.settle();
+    assert!(world.is_granted(id));
+    world.give_back(id);
+    world.pass(Duration::from_secs(1));
+}
+
+#[test]
+fn requests_for_a_loading_model_join_its_load() {
+    let mut world = three_of(100, 3);
+    let (first, second) = (world.request(0), world.request(0));
+    assert_eq!(world.loading.len(), 1);
+    world.finish_load(0);
+    assert!(world.is_granted(first) && !world.is_granted(second), "one at a time on this slot");
+    world.give_back(first);
+    assert!(world.is_granted(second));
+}
+
+#[test]
+fn loads_run_side_by_side_when_there_is_room_for_all() {
+    let mut world = three_of(120, 3);
+    world.request(0);
+    world.request(1);
+    world.request(2);
+    assert_eq!(world.loading, [SlotId(0), SlotId(1), SlotId(2)]);
+}
+
+#[test]
+fn a_slow_load_delays_neither_a_ready_model_nor_a_load_that_fits() {
+    let mut world = three_of(120, 3);
+    used_once(&mut world, 1);
+    world.request(0);
+    let ready = world.request(1);
+    assert!(world.is_granted(ready));
+    let other = world.request(2);
+    world.finish_load(2);
+    assert!(world.is_granted(other));
+    assert_eq!(world.phase(0), Phase::Loading);
+}
+
+#[test]
+fn two_loads_together_do_not_overshoot_the_budget() {
+    let mut world = three_of(79, 3);
+    world.request(0);
+    world.request(1);
+    assert_eq!(world.loading, [SlotId(0)]);
+    assert_eq!(world.phase(1), Phase::Waiting);
+}
+
+#[test]
+fn the_least_recently_used_idle_model_makes_room_for_a_fourth() {
+    let mut world = three_of(1000, 3);
+    for slot in [1, 0, 2] {
+        used_once(&mut world, slot);
+    }
+    let fourth = world.request(3);
+    assert_eq!(world.unloading, [SlotId(1)]);
+    assert!(world.loading.is_empty(), "its place is free when the memory is back");
+    world.settle();
+    assert!(world.is_granted(fourth));
+    assert_eq!(world.loaded(), [0, 2, 3]);
+}
+
+#[test]
+fn with_all_busy_a_fourth_waits_and_then_runs() {
+    let mut world = three_of(1000, 3);
+    let busy: Vec<_> = [0, 1, 2].map(|slot| world.request(slot)).into();
+    world.settle();
+    let fourth = world.request(3);
+    assert!(world.unloading.is_empty() && world.loading.is_empty());
+    world.give_back(busy[1]);
+    assert_eq!(world.unloading, [SlotId(1)]);
+    world.settle();
+    assert!(world.is_granted(fourth));
+}
+
+#[test]
+fn five_models_in_a_row_under_a_budget_for_two_never_exceed_it() {
+    let models = ["a", "b", "c", "d", "e"].map(|name| llm(name, 50)).into();
+    let mut world = World::new(limits(100, 9), models);
+    for slot in 0..5 {
+        used_once(&mut world, slot);
+        assert!(world.loaded.len() <= 2);
+    }
+    assert!(world.changes.iter().all(|change| change.used <= Bytes(100)));
+    assert_eq!(world.scheduler.status(world.now).peak, Bytes(100));
+}
+
+#[test]
+fn a_model_larger_than_the_budget_is_refused_with_the_numbers_and_evicts_nothing() {
+    let mut world =
+        World::new(limits(100, 3), vec![llm("small", 40), llm("huge", 500), helper("embedding", 10)]);
+    used_once(&mut world, 0);
+    used_once(&mut world, 2);
+    let huge = world.request(1);
+    match world.rejection(huge) {
+        Some(Error::OverBudget { asked, left, budget, holders, .. }) => {
+            assert_eq!((asked.0, left.0, budget.0), (500, 90, 100));
+            assert_eq!(holders.len(), 1, "only pinned ones count: {holders:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.loaded(), [0, 2]);
+    assert!(world.unloading.is_empty());
+}
+
+#[test]
+fn the_smallest_sufficient_set_is_evicted() {
+    let mut world = World::new(limits(100, 9), vec![llm("a", 10), llm("b", 60), llm("c", 20), llm("d", 60)]);
+    for slot in 0..3 {
+        used_once(&mut world, slot);
+    }
+    world.request(3);
+    assert_eq!(world.unloading, [SlotId(1)], "the older and smaller one would not have helped");
+}
+
+#[test]
+fn one_load_does_not_evict_again_what_is_already_on_its_way_out() {
+    let mut world = three_of(120, 9);
+    for slot in 0..3 {
+        used_once(&mut world, slot);
+    }
+    world.request(3);
+    world.pass(Duration::from_secs(1));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.unloading.len(), 1);
+}
+
+#[test]
+fn many_waiters_for_one_model_evict_no_more_than_one_does() {
+    let mut world = three_of(120, 9);
+    for slot in 0..3 {
+        used_once(&mut world, slot);
+    }
+    for _ in 0..4 {
+        world.request(3);
+    }
+    assert_eq!(world.unloading.len(), 1);
+}
+
+#[test]
+fn a_resident_is_never_evicted_and_its_requests_do_not_wait_behind_a_load() {
+    let mut world = World::new(limits(100, 1), vec![llm("a", 60), llm("b", 60), helper("embedding", 30)]);
+    used_once(&mut world, 2);
+    let busy = world.request(0);
+    world.settle();
+    let waits = world.request(1);
+    let embedding = world.request(2);
+    assert!(world.is_granted(embedding));
+    world.give_back(busy);
+    assert_eq!(world.unloading, [SlotId(0)]);
+    world.settle();
+    assert!(world.is_granted(waits));
+    assert!(world.loaded.contains(&SlotId(2)));
+}
+
+#[test]
+fn a_pinned_model_is_not_evicted_until_it_is_unpinned() {
+    let mut world = three_of(80, 9);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    world.pin(0, true);
+    world.request(2);
+    assert_eq!(world.unloading, [SlotId(1)]);
+    world.settle();
+    world.pin(0, false);
+    world.request(3);
+    assert_eq!(world.unloading, [SlotId(0)]);
+}
+
+#[test]
+fn when_all_places_are_pinned_another_llm_is_refused() {
+    let mut world = three_of(1000, 1);
+    used_once(&mut world, 0);
+    world.pin(0, true);
+    let second = world.request(1);
+    assert!(matches!(world.rejection(second), Some(Error::TooManyLlms { limit: 1, .. })));
+}
+
+#[test]
+fn a_model_with_a_waiting_user_is_no_victim() {
+    let mut world = three_of(80, 9);
+    let (a, _b) = (world.request(0), world.request(1));
+    world.settle();
+    let third = world.request(2);
+    let again = world.request(0);
+    world.give_back(a);
+    assert!(world.is_granted(again), "its next user was there already");
+    assert!(world.unloading.is_empty() && !world.is_granted(third));
+}
+
+#[test]
+fn a_model_under_steady_use_gives_way_to_one_that_has_waited_long() {
+    let mut world = three_of(40, 9);
+    let mut user = world.request(0);
+    world.settle();
+    let starved = world.request(1);
+    for _ in 0..10 {
+        let next = world.request(0);
+        world.give_back(user);
+        world.pass(Duration::from_secs(1));
+        user = next;
+        world.settle();
+    }
+    assert!(world.outcomes.contains_key(&starved), "still waiting after ten requests for the other model");
+}
+
+#[test]
+fn the_last_waiter_to_leave_stops_the_load_and_the_first_does_not() {
+    let mut world = three_of(100, 3);
+    let (first, second) = (world.request(0), world.request(0));
+    world.give_back(first);
+    assert!(world.cancelled.is_empty());
+    world.give_back(second);
+    assert!(world.cancelled.contains(&SlotId(0)));
+    world.fail_load(0, FailureKind::Cancelled);
+    assert_eq!((world.phase(0), world.held()), (Phase::Absent, 0));
+    let later = world.request(0);
+    assert!(world.rejection(later).is_none(), "giving up is no failure");
+}
+
+#[test]
+fn joining_a_load_that_is_being_given_up_starts_a_new_one() {
+    let mut world = three_of(100, 3);
+    let first = world.request(0);
+    world.give_back(first);
+    let second = world.request(0);
+    world.fail_load(0, FailureKind::Cancelled);
+    assert_eq!(world.loading, [SlotId(0)]);
+    world.finish_load(0);
+    assert!(world.is_granted(second));
+}
+
+#[test]
+fn every_waiter_of_a_failed_load_hears_of_it_and_the_next_try_comes_later() {
+    let mut world = three_of(100, 3);
+    let waiters = [world.request(0), world.request(0)];
+    world.fail_load(0, FailureKind::Engine);
+    for id in waiters {
+        assert!(
+            matches!(world.rejection(id), Some(Error::Load { cause, .. }) if cause.kind == FailureKind::Engine)
+        );
+    }
+    let soon = world.request(0);
+    match world.rejection(soon) {
+        Some(Error::LoadBackoff { retry_in, .. }) => assert_eq!(*retry_in, Duration::from_secs(10)),
+        other => panic!("{other:?}"),
+    }
+    world.pass(Duration::from_secs(10));
+    world.request(0);
+    world.fail_load(0, FailureKind::Engine);
+    let soon = world.request(0);
+    match world.rejection(soon) {
+        Some(Error::LoadBackoff { retry_in, .. }) => {
+            assert_eq!(*retry_in, Duration::from_secs(20), "doubled")
+        }
+        other => panic!("{other:?}"),
+    }
+    world.pass(Duration::from_secs(20));
+    let late = world.request(0);
+    world.settle();
+    assert!(world.is_granted(late));
+}
+
+#[test]
+fn a_failed_estimate_is_told_and_tried_again_at_once() {
+    let mut world = three_of(100, 3);
+    let ask = sarai_core::scheduler::Ask {
+        capability: sarai_core::request::Capability::Generate,
+        priority: Priority::Normal,
+        deadline: world.now + Duration::from_secs(9),
+    };
+    let id = sarai_core::scheduler::RequestId(77);
+    world.waiting.insert(id, SlotId(0));
+    world.event(Event::Request { id, slot: SlotId(0), ask });
+    world.estimating.clear();
+    let missing = Failure::new(FailureKind::FileMissing, "no such file");
+    world.event(Event::Estimated { slot: SlotId(0), result: Err(missing) });
+    assert!(matches!(world.rejection(id), Some(Error::Load { .. })));
+    let again = world.request(0);
+    world.settle();
+    assert!(world.is_granted(again));
+}
+
+#[test]
+fn a_request_gives_up_at_its_deadline_and_takes_its_load_with_it() {
+    let mut world = three_of(40, 3);
+    let busy = world.request(0);
+    world.settle();
+    let id = world.request_with(1, Priority::Normal, Duration::from_secs(3));
+    assert_eq!(world.scheduler.poll_timeout(), Some(world.now + Duration::from_secs(3)));
+    world.pass(Duration::from_secs(3));
+    match world.rejection(id) {
+        Some(Error::WaitTimeout { waited, holders, .. }) => {
+            assert_eq!((*waited, holders[0].bytes), (Duration::from_secs(3), Bytes(40)));
+        }
+        other => panic!("{other:?}"),
+    }
+    world.give_back(busy);
+    assert!(world.loading.is_empty() && world.unloading.is_empty(), "nobody wants it any more");
+}
+
+#[test]
+fn the_more_urgent_request_goes_first_and_waiting_makes_urgent() {
+    let mut world = three_of(1000, 3);
+    let running = world.request(0);
+    world.settle();
+    let background = world.request_with(0, Priority::Background, Duration::from_secs(900));
+    let interactive = world.request_with(0, Priority::Interactive, Duration::from_secs(900));
+    world.give_back(running);
+    assert!(world.is_granted(interactive) && !world.is_granted(background));
+    world.pass(Duration::from_secs(60));
+    let late = world.request_with(0, Priority::Interactive, Duration::from_secs(900));
+    world.give_back(interactive);
+    assert!(world.is_granted(background), "two classes up in a minute, and it came first");
+    assert!(!world.is_granted(late));
+}
+
+#[test]
+fn equal_requests_are_served_in_the_order_they_came() {
+    let mut world = three_of(1000, 3);
+    let mut running = world.request(0);
+    world.settle();
+    let queued: Vec<_> = (0..4).map(|_| world.request(0)).collect();
+    for next in queued {
+        world.give_back(running);
+        assert!(world.is_granted(next));
+        running = next;
+    }
+}
+
+#[test]
+fn the_queue_is_bounded_and_says_so() {
+    let mut world = three_of(1000, 3);
+    world.request(0);
+    for _ in 0..7 {
+        world.request(0);
+    }
+    let one_too_many = world.request(0);
+    assert!(matches!(world.rejection(one_too_many), Some(Error::QueueFull { waiting: 8 })));
+}
+
+#[test]
+fn a_full_queue_does_not_keep_out_who_can_be_served_at_once() {
+    let mut world = three_of(1000, 3);
+    used_once(&mut world, 1);
+    for _ in 0..8 {
+        world.request(0);
+    }
+    let ready = world.request(1);
+    assert!(world.is_granted(ready));
+}
+
+#[test]
+fn an_idle_model_is_unloaded_after_its_ttl_and_not_while_it_is_used() {
+    let mut model = llm("a", 10);
+    model.spec.ttl = Some(Duration::from_secs(45));
+    let mut world = World::new(limits(100, 3), vec![model]);
+    let id = world.request(0);
+    world.settle();
+    world.pass(Duration::from_secs(100));
+    assert!(world.unloading.is_empty());
+    world.give_back(id);
+    assert_eq!(world.scheduler.poll_timeout(), Some(world.now + Duration::from_secs(45)));
+    world.pass(Duration::from_secs(44));
+    assert!(world.unloading.is_empty());
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.unloading, [SlotId(0)]);
+}
+
+#[test]
+fn a_request_for_a_model_on_its_way_out_waits_and_loads_it_again() {
+    let mut world = three_of(100, 3);
+    used_once(&mut world, 0);
+    world.unload(0);
+    let id = world.request(0);
+    assert!(world.loading.is_empty());
+    world.finish_unload(0);
+    assert_eq!(world.unload_results.len(), 1);
+    assert_eq!(*world.unload_results[0].as_ref().unwrap(), Bytes(40));
+    world.settle();
+    assert!(world.is_granted(id));
+}
+
+#[test]
+fn unloading_is_idempotent_and_refuses_what_is_used_or_pinned() {
+    let mut world = three_of(100, 3);
+    world.unload(0);
+    assert_eq!(*world.unload_results[0].as_ref().unwrap(), Bytes::ZERO);
+    let id = world.request(0);
+    world.settle();
+    world.unload(0);
+    assert!(matches!(world.unload_results[1], Err(Error::InUse { leases: 1, .. })));
+    world.give_back(id);
+    world.pin(0, true);
+    world.unload(0);
+    assert!(matches!(world.unload_results[2], Err(Error::Pinned { .. })));
+    world.pin(0, false);
+    world.unload(0);
+    world.unload(0);
+    world.settle();
+    assert!(world.unload_results[3..].iter().all(|result| *result.as_ref().unwrap() == Bytes(40)));
+    assert_eq!(world.unload_results.len(), 5);
+}
+
+#[test]
+fn places_of_one_model_count_as_one_llm() {
+    let (mut remote, mut local) = (llm("solar", 0), llm("solar", 40));
+    remote.spec.parallel = 4;
+    local.spec.parallel = 1;
+    let mut world = World::new(limits(1000, 2), vec![remote, local, llm("b", 40)]);
+    used_once(&mut world, 0);
+    used_once(&mut world, 2);
+    let fallback = world.request(1);
+    world.settle();
+    assert!(world.is_granted(fallback));
+    assert_eq!(world.loaded(), [0, 1, 2]);
+}
+
+#[test]
+fn a_smaller_budget_evicts_what_is_idle_and_leaves_what_runs() {
+    let mut world = three_of(120, 9);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    let running = world.request(2);
+    world.settle();
+    world.event(Event::Budget { budget: Bytes(40) });
+    assert_eq!(world.unloading, [SlotId(0), SlotId(1)]);
+    world.settle();
+    assert!(world.leases.contains_key(&running));
+    assert_eq!(world.loaded(), [2]);
+}
+
+#[test]
+fn a_load_that_took_more_than_estimated_makes_idle_models_leave() {
+    let mut world = three_of(100, 9);
+    used_once(&mut world, 0);
+    world.request(1);
+    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Bytes(90) };
+    world.limits.budget = Bytes(1000);
+    world.loading.clear();
+    world.loaded.insert(SlotId(1));
+    world.event(Event::Loaded { slot: SlotId(1), result: Ok(Some(measured)) });
+    assert_eq!(world.unloading, [SlotId(0)]);
+    assert_eq!(world.changes.last().unwrap().cause, Cause::Budget);
+}
+
+#[test]
+fn a_preferred_model_outlives_the_others() {
+    let mut models = vec![llm("kept", 40), llm("b", 40), llm("c", 40)];
+    models[0].spec.class = Class::Preferred;
+    let mut world = World::new(limits(80, 9), models);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    world.request(2);
+    assert_eq!(world.unloading, [SlotId(1)]);
+}
+
+#[test]
+fn shutdown_lets_running_requests_end_and_then_unloads_everything() {
+    let mut world = World::new(limits(1000, 9), vec![llm("a", 40), llm("b", 40), helper("embedding", 10)]);
+    used_once(&mut world, 2);
+    let running = world.request(0);
+    world.settle();
+    let waiting = world.request(0);
+    let loading = world.request(1);
+    world.event(Event::Shutdown);
+    assert!(matches!(world.rejection(waiting), Some(Error::ShuttingDown)));
+    assert!(matches!(world.rejection(loading), Some(Error::ShuttingDown)));
+    assert!(world.cancelled.contains(&SlotId(1)));
+    world.settle();
+    assert!(!world.stopped, "a request still runs");
+    world.give_back(running);
+    world.settle();
+    assert!(world.stopped);
+    assert_eq!(world.held(), 0);
+    let late = world.request(0);
+    assert!(matches!(world.rejection(late), Some(Error::ShuttingDown)));
+}
+
+#[test]
+fn the_end_of_a_shutdowns_grace_unloads_what_is_still_used() {
+    let mut world = three_of(1000, 9);
+    let running = world.request(0);
+    world.settle();
+    world.event(Event::Shutdown);
+    world.abort();
+    world.settle();
+    assert!(world.stopped);
+    world.give_back(running);
+}
+
+#[test]
+fn a_plan_says_what_would_happen_and_changes_nothing() {
+    let mut world = three_of(100, 9);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    let before = format!("{:?}", world.scheduler.status(world.now));
+    let sizes = |slot: SlotId| {
+        let size = if slot.0 == 3 { 500 } else { 40 };
+        Ok(Estimate { weights: Bytes(size), ..Estimate::default() })
+    };
+    let plans = world.scheduler.plan(&[SlotId(1), SlotId(2), SlotId(3)], &sizes, world.now);
+    assert!(plans[0].fits && plans[0].load.is_empty() && plans[0].evict.is_empty());
+    assert!(plans[1].fits);
+    assert_eq!(plans[1].load[0].slot, SlotId(2));
+    assert_eq!(plans[1].evict.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a"]);
+    assert!(matches!(plans[2].refuse, Some(Error::OverBudget { .. })));
+    assert!(!plans[2].fits && plans[2].evict.is_empty());
+    assert_eq!(format!("{:?}", world.scheduler.status(world.now)), before);
+}
+
+#[test]
+fn a_plan_that_has_to_wait_for_a_busy_model_says_so() {
+    let mut world = three_of(40, 9);
+    world.request(0);
+    world.settle();
+    let sizes = |_| Ok(Estimate { weights: Bytes(40), ..Estimate::default() });
+    let plans = world.scheduler.plan(&[SlotId(1)], &sizes, world.now);
+    assert!(!plans[0].fits && plans[0].refuse.is_none());
+}

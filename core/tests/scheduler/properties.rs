@@ -1,0 +1,225 @@
+//! Generated histories against a reference model. The world checks the invariants after every effect; this file
+//! predicts, from its own account of who is loaded and who waits, what must and must not happen.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use sarai_core::Error;
+use sarai_core::answer::Priority;
+use sarai_core::config::Class;
+use sarai_core::failure::FailureKind;
+use sarai_core::scheduler::{Event, Phase, RequestId, SlotId};
+
+use crate::world::{Model, Outcome, World, helper, limits, llm};
+
+/// Something the outside world does. Numbers are taken modulo what there is to choose from.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Request { slot: usize, priority: Priority, wait: u64 },
+    GiveBack(usize),
+    Leave(usize),
+    FinishLoad(usize),
+    FailLoad(usize),
+    FinishUnload(usize),
+    Unload(usize),
+    Pin(usize, bool),
+    Pass(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let priority =
+        prop_oneof![Just(Priority::Background), Just(Priority::Normal), Just(Priority::Interactive)];
+    prop_oneof![
+        8 => (0..8usize, priority, 1..200u64).prop_map(|(slot, priority, wait)| Step::Request { slot, priority, wait }),
+        6 => any::<usize>().prop_map(Step::GiveBack),
+        2 => any::<usize>().prop_map(Step::Leave),
+        6 => any::<usize>().prop_map(Step::FinishLoad),
+        1 => any::<usize>().prop_map(Step::FailLoad),
+        6 => any::<usize>().prop_map(Step::FinishUnload),
+        1 => (0..8usize).prop_map(Step::Unload),
+        1 => (0..8usize, any::<bool>()).prop_map(|(slot, pinned)| Step::Pin(slot, pinned)),
+        3 => (0..20u64).prop_map(Step::Pass),
+    ]
+}
+
+fn model(name: usize) -> impl Strategy<Value = Model> {
+    let class = prop_oneof![
+        1 => Just(Class::Ephemeral), 3 => Just(Class::OnDemand), 1 => Just(Class::Preferred)
+    ];
+    (1..70u64, class, 1..3usize, prop::option::of(5..60u64), 0..10u8).prop_map(
+        move |(size, class, parallel, ttl, kind)| {
+            // Some slots share a model, as a host and its local fallback do; some are helpers.
+            let mut model = match kind {
+                0 => helper(&format!("helper{name}"), size / 5),
+                1 => llm("shared", size),
+                2 => llm("shared", 0),
+                _ => llm(&format!("m{name}"), size),
+            };
+            if kind > 0 {
+                model.spec.class = class;
+                model.spec.parallel = parallel;
+                model.spec.ttl = ttl.map(Duration::from_secs);
+            }
+            model
+        },
+    )
+}
+
+fn world() -> impl Strategy<Value = World> {
+    let models = (0..8usize).map(model).collect::<Vec<_>>();
+    (models, 60..160u64, 1..5usize)
+        .prop_map(|(models, budget, max_llms)| World::new(limits(budget, max_llms), models))
+}
+
+/// What the outside knew of the pool right before a request.
+struct Before {
+    ready_and_free: bool,
+    never_fits: bool,
+    fits: bool,
+    backing_off: bool,
+    someone_waits: bool,
+}
+
+fn before(world: &World, slot: usize) -> Before {
+    let status = world.scheduler.status(world.now);
+    let spec = &world.models[slot].spec;
+    let pinned: u64 = (world.pinned.iter().filter(|pinned| pinned.0 != slot))
+        .map(|pinned| status.slots[pinned.0].reserved.0)
+        .sum();
+    let leases = world.leases.values().filter(|used| used.0 == slot).count();
+    let absent = status.slots[slot].phase == Phase::Absent;
+    let shares_place = status.slots.iter().zip(&world.models).any(|(other, model)| {
+        model.spec.llm
+            && model.spec.model == spec.model
+            && matches!(other.phase, Phase::Loading | Phase::Ready)
+    });
+    let free_place = !spec.llm || shares_place || world.llms() < world.limits.max_llms;
+    Before {
+        ready_and_free: world.loaded.contains(&SlotId(slot)) && leases < spec.parallel,
+        never_fits: absent && pinned + world.models[slot].size > world.limits.budget.0,
+        fits: absent && world.held() + world.models[slot].size <= world.limits.budget.0 && free_place,
+        backing_off: status.slots[slot].failure.is_some(),
+        someone_waits: !world.waiting.is_empty(),
+    }
+}
+
+/// A request, and whether what followed is what the reference expects.
+fn request(world: &mut World, slot: usize, priority: Priority, wait: u64) {
+    let slot = slot % world.models.len();
+    let before = before(world, slot);
+    let loads = world.loading.len();
+    let id = world.request_with(slot, priority, Duration::from_secs(wait));
+    if before.backing_off {
+        assert!(
+            matches!(world.rejection(id), Some(Error::LoadBackoff { .. })),
+            "{:?}",
+            world.outcomes.get(&id)
+        );
+    } else if before.never_fits {
+        let refused = matches!(world.rejection(id), Some(Error::OverBudget { .. } | Error::QueueFull { .. }));
+        assert!(refused, "{:?}", world.outcomes.get(&id));
+    } else if before.ready_and_free && !before.someone_waits {
+        assert!(world.is_granted(id), "ready, free and first in line: {:?}", world.outcomes.get(&id));
+    } else if before.fits && !before.someone_waits {
+        assert_eq!(world.loading.len(), loads + 1, "it fits and nobody was before it");
+    }
+}
+
+fn play(world: &mut World, step: Step) {
+    match step {
+        Step::Request { slot, priority, wait } => request(world, slot, priority, wait),
+        Step::GiveBack(n) => {
+            if let Some(id) = nth(world.leases.keys(), n) {
+                world.give_back(id);
+            }
+        }
+        Step::Leave(n) => {
+            if let Some(id) = nth(world.waiting.keys(), n) {
+                world.give_back(id);
+            }
+        }
+        Step::FinishLoad(n) => {
+            if let Some(slot) = nth(world.loading.iter(), n) {
+                world.finish_load(slot.0);
+            }
+        }
+        Step::FailLoad(n) => {
+            if let Some(slot) = nth(world.loading.iter(), n) {
+                let given_up = world.cancelled.contains(&slot);
+                world.fail_load(slot.0, if given_up { FailureKind::Cancelled } else { FailureKind::Engine });
+            }
+        }
+        Step::FinishUnload(n) => {
+            if let Some(slot) = nth(world.unloading.iter(), n) {
+                world.finish_unload(slot.0);
+            }
+        }
+        Step::Unload(slot) => world.unload(slot % world.models.len()),
+        Step::Pin(slot, pinned) => world.pin(slot % world.models.len(), pinned),
+        Step::Pass(seconds) => world.pass(Duration::from_secs(seconds)),
+    }
+    assert_eq!(world.scheduler.status(world.now).used.0, world.held(), "the ledger and the world differ");
+    assert_eq!(world.scheduler.status(world.now).waiting, world.waiting.len());
+}
+
+fn nth<'a, T: Copy + 'a>(mut of: impl ExactSizeIterator<Item = &'a T>, n: usize) -> Option<T> {
+    let len = of.len();
+    (len > 0).then(|| of.nth(n % len)).flatten().copied()
+}
+
+/// Nothing new comes; everything under way ends and every lease is returned: then nobody may still wait.
+fn run_dry(world: &mut World) {
+    for slot in 0..world.models.len() {
+        world.pin(slot, false);
+    }
+    for _ in 0..10_000 {
+        world.settle();
+        match world.leases.keys().next().copied() {
+            Some(id) => world.give_back(id),
+            None => break,
+        }
+    }
+    assert!(world.waiting.is_empty(), "still waiting with everything idle: {:?}", world.waiting);
+    for (id, outcome) in &world.outcomes {
+        if let Outcome::Rejected(error @ (Error::ShuttingDown | Error::Unsupported { .. })) = outcome {
+            panic!("{id:?}: {error}");
+        }
+    }
+    world.event(Event::Shutdown);
+    world.settle();
+    assert!(world.stopped);
+    assert_eq!(world.held(), 0);
+}
+
+proptest! {
+    // 500 histories of 250 steps: 125,000 generated events, besides those that follow from them.
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_history_breaks_an_invariant_or_leaves_a_request_unanswered(
+        mut world in world(),
+        steps in prop::collection::vec(step(), 250),
+    ) {
+        for step in steps {
+            play(&mut world, step);
+        }
+        run_dry(&mut world);
+    }
+
+    #[test]
+    fn the_same_history_gives_the_same_decisions(
+        models in (0..8usize).map(model).collect::<Vec<_>>(),
+        steps in prop::collection::vec(step(), 100),
+    ) {
+        let outcome = || {
+            let mut world = World::new(limits(100, 3), models.clone());
+            for step in &steps {
+                play(&mut world, *step);
+            }
+            let answered: Vec<(RequestId, String)> =
+                world.outcomes.iter().map(|(id, outcome)| (*id, format!("{outcome:?}"))).collect();
+            (answered, world.changes)
+        };
+        prop_assert_eq!(outcome(), outcome());
+    }
+}

@@ -1,0 +1,323 @@
+//! A world around a scheduler: it carries effects out when the test says so, and checks after every single effect
+//! what must hold at every moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use sarai_core::Error;
+use sarai_core::answer::Priority;
+use sarai_core::config::Class;
+use sarai_core::failure::{Failure, FailureKind};
+use sarai_core::memory::Estimate;
+use sarai_core::request::{Capabilities, Capability};
+use sarai_core::scheduler::{
+    Ask, Change, Effect, Event, Limits, Phase, RequestId, Scheduler, SlotId, SlotSpec,
+};
+use sarai_core::units::{Bytes, Timestamp};
+
+/// A slot of the world: what the scheduler knows of it, and the size it will turn out to have.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) spec: SlotSpec,
+    pub(crate) size: u64,
+}
+
+pub(crate) fn llm(name: &str, size: u64) -> Model {
+    let spec = SlotSpec {
+        model: name.parse().unwrap(),
+        llm: true,
+        class: Class::OnDemand,
+        capabilities: Capabilities::of(&[Capability::Generate]),
+        parallel: 1,
+        ttl: None,
+    };
+    Model { spec, size }
+}
+
+pub(crate) fn helper(name: &str, size: u64) -> Model {
+    let mut model = llm(name, size);
+    model.spec.llm = false;
+    model.spec.class = Class::Resident;
+    model.spec.parallel = 4;
+    model
+}
+
+pub(crate) fn limits(budget: u64, max_llms: usize) -> Limits {
+    Limits {
+        budget: Bytes(budget),
+        max_llms,
+        max_waiting: 8,
+        aging: Duration::from_secs(30),
+        drain_after: Duration::from_secs(5),
+    }
+}
+
+/// What became of a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Granted,
+    Rejected(Error),
+}
+
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) models: Vec<Model>,
+    pub(crate) limits: Limits,
+    pub(crate) now: Timestamp,
+    pub(crate) estimating: Vec<SlotId>,
+    pub(crate) loading: Vec<SlotId>,
+    pub(crate) unloading: Vec<SlotId>,
+    pub(crate) cancelled: BTreeSet<SlotId>,
+    pub(crate) loaded: BTreeSet<SlotId>,
+    pub(crate) pinned: BTreeSet<SlotId>,
+    pub(crate) leases: BTreeMap<RequestId, SlotId>,
+    pub(crate) waiting: BTreeMap<RequestId, SlotId>,
+    pub(crate) outcomes: BTreeMap<RequestId, Outcome>,
+    pub(crate) changes: Vec<Change>,
+    pub(crate) unload_results: Vec<Result<Bytes, Error>>,
+    pub(crate) stopped: bool,
+    /// Bytes promised to loads and not yet back from unloads, as this world counts them.
+    held: BTreeMap<SlotId, u64>,
+    next: u64,
+    events: usize,
+    aborting: bool,
+}
+
+impl World {
+    pub(crate) fn new(limits: Limits, models: Vec<Model>) -> Self {
+        let specs: Vec<SlotSpec> = models.iter().map(|model| model.spec.clone()).collect();
+        let residents = specs.iter().enumerate().filter(|(_, spec)| spec.class == Class::Resident);
+        Self {
+            pinned: residents.map(|(slot, _)| SlotId(slot)).collect(),
+            scheduler: Scheduler::new(limits, specs),
+            models,
+            limits,
+            now: Timestamp::default(),
+            estimating: Vec::new(),
+            loading: Vec::new(),
+            unloading: Vec::new(),
+            cancelled: BTreeSet::new(),
+            loaded: BTreeSet::new(),
+            leases: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            changes: Vec::new(),
+            unload_results: Vec::new(),
+            stopped: false,
+            held: BTreeMap::new(),
+            next: 0,
+            events: 0,
+            aborting: false,
+        }
+    }
+
+    /// A request with a long deadline. Its estimate, if one is asked for, comes at once.
+    pub(crate) fn request(&mut self, slot: usize) -> RequestId {
+        self.request_with(slot, Priority::Normal, Duration::from_secs(1000))
+    }
+
+    pub(crate) fn request_with(&mut self, slot: usize, priority: Priority, wait: Duration) -> RequestId {
+        let id = self.next_id();
+        self.waiting.insert(id, SlotId(slot));
+        let capability = if self.models[slot].spec.capabilities.has(Capability::Embed) {
+            Capability::Embed
+        } else {
+            Capability::Generate
+        };
+        let ask = Ask { capability, priority, deadline: self.now + wait };
+        self.event(Event::Request { id, slot: SlotId(slot), ask });
+        self.finish_estimates();
+        id
+    }
+
+    pub(crate) fn give_back(&mut self, id: RequestId) {
+        self.leases.remove(&id);
+        self.waiting.remove(&id);
+        self.event(Event::Return { id });
+        self.finish_estimates();
+    }
+
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.event(Event::Tick);
+        self.finish_estimates();
+    }
+
+    pub(crate) fn finish_estimates(&mut self) {
+        while let Some(slot) = self.estimating.pop() {
+            let weights = Bytes(self.models[slot.0].size);
+            let result = Ok(Estimate { weights, ..Estimate::default() });
+            self.event(Event::Estimated { slot, result });
+        }
+    }
+
+    pub(crate) fn finish_load(&mut self, slot: usize) {
+        let slot = SlotId(slot);
+        take(&mut self.loading, slot);
+        self.cancelled.remove(&slot);
+        self.loaded.insert(slot);
+        self.event(Event::Loaded { slot, result: Ok(None) });
+        self.finish_estimates();
+    }
+
+    pub(crate) fn fail_load(&mut self, slot: usize, kind: FailureKind) {
+        let slot = SlotId(slot);
+        take(&mut self.loading, slot);
+        self.cancelled.remove(&slot);
+        self.held.remove(&slot);
+        self.event(Event::Loaded { slot, result: Err(Failure::new(kind, "scripted")) });
+        self.finish_estimates();
+    }
+
+    pub(crate) fn finish_unload(&mut self, slot: usize) {
+        let slot = SlotId(slot);
+        take(&mut self.unloading, slot);
+        self.held.remove(&slot);
+        self.event(Event::Unloaded { slot });
+        self.finish_estimates();
+    }
+
+    /// Loads and unloads end until none is under way.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            if let Some(slot) = self.unloading.first().copied() {
+                self.finish_unload(slot.0);
+            } else if let Some(slot) = self.loading.first().copied() {
+                if self.cancelled.contains(&slot) {
+                    self.fail_load(slot.0, FailureKind::Cancelled);
+                } else {
+                    self.finish_load(slot.0);
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn unload(&mut self, slot: usize) {
+        let id = self.next_id();
+        self.event(Event::Unload { id, slot: SlotId(slot) });
+    }
+
+    pub(crate) fn pin(&mut self, slot: usize, pinned: bool) {
+        if pinned {
+            self.pinned.insert(SlotId(slot))
+        } else {
+            self.pinned.remove(&SlotId(slot))
+        };
+        self.event(Event::Pin { slot: SlotId(slot), pinned });
+    }
+
+    pub(crate) fn abort(&mut self) {
+        self.aborting = true;
+        self.event(Event::Abort);
+    }
+
+    pub(crate) fn is_granted(&self, id: RequestId) -> bool {
+        matches!(self.outcomes.get(&id), Some(Outcome::Granted))
+    }
+
+    pub(crate) fn rejection(&self, id: RequestId) -> Option<&Error> {
+        match self.outcomes.get(&id) {
+            Some(Outcome::Rejected(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn phase(&self, slot: usize) -> Phase {
+        self.scheduler.status(self.now).slots[slot].phase
+    }
+
+    pub(crate) fn loaded(&self) -> Vec<usize> {
+        self.loaded.iter().map(|slot| slot.0).collect()
+    }
+
+    pub(crate) fn held(&self) -> u64 {
+        self.held.values().sum()
+    }
+
+    pub(crate) fn llms(&self) -> usize {
+        let held = self.held.keys().map(|slot| &self.models[slot.0].spec).filter(|spec| spec.llm);
+        held.map(|spec| &spec.model).collect::<BTreeSet<_>>().len()
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.events += 1;
+        assert!(self.events < 100_000, "the world goes round in circles: {:?}", self.changes.last());
+        self.scheduler.handle(event, self.now);
+        while let Some(effect) = self.scheduler.poll_effect() {
+            self.carry_out(effect);
+            self.check();
+        }
+    }
+
+    fn next_id(&mut self) -> RequestId {
+        self.next += 1;
+        RequestId(self.next)
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Estimate { slot, .. } => self.estimating.push(slot),
+            Effect::StartLoad { slot, estimate } => {
+                assert!(!self.held.contains_key(&slot), "{slot:?} is loaded twice");
+                self.held.insert(slot, estimate.total().0);
+                self.loading.push(slot);
+            }
+            Effect::CancelLoad { slot } => {
+                assert!(self.loading.contains(&slot), "{slot:?} is not loading");
+                assert!(
+                    !self.waiting.values().any(|waits| *waits == slot),
+                    "someone still waits for {slot:?}"
+                );
+                self.cancelled.insert(slot);
+            }
+            Effect::StartUnload { slot } => {
+                assert!(self.loaded.remove(&slot), "{slot:?} is not loaded");
+                if !self.aborting {
+                    assert!(!self.leases.values().any(|used| *used == slot), "{slot:?} is in use");
+                }
+                self.unloading.push(slot);
+            }
+            Effect::Grant { id, slot, .. } => {
+                assert_eq!(self.waiting.remove(&id), Some(slot), "{id:?} does not wait for {slot:?}");
+                assert!(self.loaded.contains(&slot), "{slot:?} is not ready");
+                self.leases.insert(id, slot);
+                self.answer(id, Outcome::Granted);
+            }
+            Effect::Reject { id, error } => {
+                assert!(self.waiting.remove(&id).is_some(), "{id:?} does not wait");
+                self.answer(id, Outcome::Rejected(error));
+            }
+            Effect::UnloadDone { result, .. } => self.unload_results.push(result),
+            Effect::Changed(change) => {
+                assert!(change.used <= change.budget || self.limits.budget != change.budget, "{change:?}");
+                self.changes.push(change);
+            }
+            Effect::Stopped => self.stopped = true,
+        }
+    }
+
+    fn answer(&mut self, id: RequestId, outcome: Outcome) {
+        let before = self.outcomes.insert(id, outcome);
+        assert!(before.is_none(), "{id:?} was answered twice: {before:?}");
+    }
+
+    /// What holds at every moment, by this world's own account.
+    fn check(&self) {
+        assert!(self.held() <= self.limits.budget.0, "{} of {} held", self.held(), self.limits.budget);
+        assert!(self.llms() <= self.limits.max_llms, "{} LLMs", self.llms());
+        assert!(self.waiting.len() <= self.limits.max_waiting + 1, "{} wait", self.waiting.len());
+        for (slot, model) in self.models.iter().enumerate() {
+            let used = self.leases.values().filter(|used| used.0 == slot).count();
+            assert!(used <= model.spec.parallel, "{used} leases on {slot}");
+        }
+    }
+}
+
+fn take(list: &mut Vec<SlotId>, slot: SlotId) {
+    let at =
+        list.iter().position(|entry| *entry == slot).unwrap_or_else(|| panic!("{slot:?} is not under way"));
+    list.remove(at);
+}
