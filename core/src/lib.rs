@@ -13,6 +13,8 @@ mod nearest;
 pub mod pool;
 pub mod request;
 pub mod scheduler;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Holder};

@@ -1,0 +1,287 @@
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use tokio::sync::Semaphore;
+
+use crate::backend::{Backend, LoadRequest, Model, ServedBy};
+use crate::failure::{Failure, FailureKind};
+use crate::memory::{Estimate, Footprint};
+use crate::request::{
+    Capabilities, Capability, Completion, Delta, Embeddings, FinishReason, GenerateRequest, TokenStream,
+};
+use crate::units::Bytes;
+
+/// A backend that does what its script says, and counts what was asked of it. Clones share script and counters.
+#[derive(Clone, Debug)]
+pub struct FakeBackend {
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    served_by: ServedBy,
+    size: Bytes,
+    script: Mutex<Script>,
+    /// A permit lets one load end.
+    loads_may_end: Semaphore,
+    loads: AtomicUsize,
+    cancelled_loads: AtomicUsize,
+    loaded: AtomicUsize,
+    streams: AtomicUsize,
+    requests: AtomicUsize,
+    told_available: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Script {
+    says: Vec<String>,
+    /// After the text: fails so instead of ending.
+    fails: Option<FailureKind>,
+    /// After the text: neither ends nor fails.
+    hangs: bool,
+    estimate_fails: Option<FailureKind>,
+    load_fails: Option<FailureKind>,
+    load_panics: bool,
+    loads_wait: bool,
+}
+
+impl FakeBackend {
+    /// A backend of this size that loads at once and says `ok`.
+    #[must_use]
+    pub fn new(served_by: ServedBy, size: Bytes) -> Self {
+        let script = Script {
+            says: vec!["ok".to_owned()],
+            fails: None,
+            hangs: false,
+            estimate_fails: None,
+            load_fails: None,
+            load_panics: false,
+            loads_wait: false,
+        };
+        Self {
+            state: Arc::new(State {
+                served_by,
+                size,
+                script: Mutex::new(script),
+                loads_may_end: Semaphore::new(0),
+                loads: AtomicUsize::new(0),
+                cancelled_loads: AtomicUsize::new(0),
+                loaded: AtomicUsize::new(0),
+                streams: AtomicUsize::new(0),
+                requests: AtomicUsize::new(0),
+                told_available: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// A local file of this name and size.
+    #[must_use]
+    pub fn local(file: &str, size: u64) -> Self {
+        Self::new(ServedBy::GgufNative(file.into()), Bytes(size))
+    }
+
+    /// Answers with these pieces of text.
+    #[must_use]
+    pub fn says(self, pieces: &[&str]) -> Self {
+        self.change(|script| script.says = pieces.iter().map(|&piece| piece.to_owned()).collect())
+    }
+
+    /// Fails after its text, or at once where there is none.
+    #[must_use]
+    pub fn fails(self, kind: FailureKind) -> Self {
+        self.change(|script| script.fails = Some(kind))
+    }
+
+    /// Goes silent after its text.
+    #[must_use]
+    pub fn hangs(self) -> Self {
+        self.change(|script| script.hangs = true)
+    }
+
+    /// Its size cannot be told.
+    #[must_use]
+    pub fn estimate_fails(self, kind: FailureKind) -> Self {
+        self.change(|script| script.estimate_fails = Some(kind))
+    }
+
+    /// Its loads fail.
+    #[must_use]
+    pub fn load_fails(self, kind: FailureKind) -> Self {
+        self.change(|script| script.load_fails = Some(kind))
+    }
+
+    /// Its loads panic.
+    #[must_use]
+    pub fn load_panics(self) -> Self {
+        self.change(|script| script.load_panics = true)
+    }
+
+    /// Its loads end only when the test says so.
+    #[must_use]
+    pub fn loads_wait(self) -> Self {
+        self.change(|script| script.loads_wait = true)
+    }
+
+    /// Lets one load end.
+    pub fn finish_load(&self) {
+        self.state.loads_may_end.add_permits(1);
+    }
+
+    /// Loads that were started.
+    #[must_use]
+    pub fn loads(&self) -> usize {
+        self.state.loads.load(Ordering::SeqCst)
+    }
+
+    /// Loads that were given up.
+    #[must_use]
+    pub fn cancelled_loads(&self) -> usize {
+        self.state.cancelled_loads.load(Ordering::SeqCst)
+    }
+
+    /// Models that are loaded and not yet unloaded.
+    #[must_use]
+    pub fn loaded(&self) -> usize {
+        self.state.loaded.load(Ordering::SeqCst)
+    }
+
+    /// Streams that were neither read to their end nor dropped.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.state.streams.load(Ordering::SeqCst)
+    }
+
+    /// Requests that reached a model.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.state.requests.load(Ordering::SeqCst)
+    }
+
+    /// What was said to be available when its size was last asked for.
+    #[must_use]
+    pub fn told_available(&self) -> Bytes {
+        Bytes(self.state.told_available.load(Ordering::SeqCst))
+    }
+
+    fn change(self, change: impl FnOnce(&mut Script)) -> Self {
+        change(&mut self.state.script.lock().unwrap_or_else(PoisonError::into_inner));
+        self
+    }
+
+    fn script(&self) -> Script {
+        self.state.script.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[async_trait]
+impl Backend for FakeBackend {
+    fn served_by(&self) -> ServedBy {
+        self.state.served_by.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::of(&[Capability::Generate, Capability::Embed])
+    }
+
+    async fn estimate(&self, available: Bytes) -> Result<Estimate, Failure> {
+        self.state.told_available.store(available.0, Ordering::SeqCst);
+        match self.script().estimate_fails {
+            Some(kind) => Err(scripted(kind)),
+            None => Ok(Estimate { weights: self.state.size, n_ctx: Some(512), ..Estimate::default() }),
+        }
+    }
+
+    async fn load(&self, request: LoadRequest) -> Result<Arc<dyn Model>, Failure> {
+        self.state.loads.fetch_add(1, Ordering::SeqCst);
+        let script = self.script();
+        assert!(!script.load_panics, "scripted panic");
+        if script.loads_wait {
+            tokio::select! {
+                // Never closed: the only way to an end is a permit.
+                Ok(permit) = self.state.loads_may_end.acquire() => permit.forget(),
+                () = request.cancel.cancelled() => {
+                    self.state.cancelled_loads.fetch_add(1, Ordering::SeqCst);
+                    return Err(scripted(FailureKind::Cancelled));
+                }
+            }
+        }
+        if let Some(kind) = script.load_fails {
+            return Err(scripted(kind));
+        }
+        (request.progress)(1.0);
+        self.state.loaded.fetch_add(1, Ordering::SeqCst);
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl Model for FakeBackend {
+    fn n_ctx(&self) -> Option<u32> {
+        Some(512)
+    }
+
+    fn memory(&self) -> Option<Footprint> {
+        Some(Footprint { file_backed: Bytes::ZERO, anonymous: self.state.size })
+    }
+
+    async fn generate(&self, _request: GenerateRequest) -> Result<TokenStream, Failure> {
+        self.state.requests.fetch_add(1, Ordering::SeqCst);
+        let script = self.script();
+        if let (true, Some(kind)) = (script.says.is_empty(), script.fails) {
+            return Err(scripted(kind));
+        }
+        let completion = Completion {
+            finish_reason: FinishReason::Stop,
+            truncated: false,
+            prompt_tokens: Some(3),
+            completion_tokens: Some(script.says.len() as u32),
+            decode_time: Some(std::time::Duration::from_secs(1)),
+        };
+        let end = script.fails.map_or(Ok(Delta::Done(completion)), |kind| Err(scripted(kind)));
+        let text = futures::stream::iter(script.says.into_iter().map(|piece| Ok(Delta::Text(piece))));
+        let tail = if script.hangs {
+            futures::stream::pending().boxed()
+        } else {
+            futures::stream::once(async { end }).boxed()
+        };
+        let counted = Counted::new(Arc::clone(&self.state));
+        Ok(text.chain(tail).inspect(move |_| counted.touch()).boxed())
+    }
+
+    async fn embed(&self, texts: Vec<String>) -> Result<Embeddings, Failure> {
+        self.state.requests.fetch_add(1, Ordering::SeqCst);
+        if let Some(kind) = self.script().fails {
+            return Err(scripted(kind));
+        }
+        Ok(Embeddings { vectors: texts.iter().map(|_| vec![1.0, 0.0]).collect(), prompt_tokens: Some(1) })
+    }
+
+    async fn unload(&self) {
+        self.state.loaded.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Counts a stream for as long as it lives.
+struct Counted(Arc<State>);
+
+impl Counted {
+    fn new(state: Arc<State>) -> Self {
+        state.streams.fetch_add(1, Ordering::SeqCst);
+        Self(state)
+    }
+
+    /// Called from the stream, so that the stream owns it.
+    fn touch(&self) {}
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn scripted(kind: FailureKind) -> Failure {
+    Failure::new(kind, format!("scripted {}", kind.as_str()))
+}
