@@ -27,7 +27,7 @@ pub(crate) fn embedding(model: &Model) -> Result<Writer, Error> {
     build.rows("token_embd.weight", vocab.len(), move |id, row| {
         Random::new(seed, "token_embd.weight", id).add_noise(weights[id as usize], row);
     });
-    body(&mut build, model, 0.3);
+    body(&mut build, model, 0.2);
     Ok(build.writer)
 }
 
@@ -70,7 +70,7 @@ pub(crate) fn classifier(model: &Model, labels: &[(String, Vec<String>)]) -> Res
         Random::new(seed, "token_embd.weight", id).add_noise(weights[id as usize], &mut row[n_labels..]);
         signs[id as usize].iter().for_each(|label| row[*label] = SIGNAL);
     });
-    body(&mut build, model, 0.1);
+    body(&mut build, model, 0.03);
     build.rows("cls.weight", model.n_embd as usize, move |i, row| {
         if (i as usize) < n_labels {
             row[i as usize] = HEAD;
@@ -89,14 +89,12 @@ fn body(build: &mut Build<'_>, model: &Model, gain: f32) {
     build.key("attention.layer_norm_epsilon", EPSILON);
     build.key("attention.causal", false);
     let seed = model.seed;
-    for (name, rows, deviation) in
-        [("position_embd.weight", model.n_ctx_train, 0.05), ("token_types.weight", 2, 0.0)]
-    {
-        let shape = [u64::from(n), u64::from(rows)];
-        build.writer.push(Tensor::new(name, shape, TensorType::F16, move |row, out| {
-            Random::new(seed, name, row).add_noise(deviation, out);
-        }));
-    }
+    let positions = [u64::from(n), u64::from(model.n_ctx_train)];
+    build.writer.push(Tensor::new("position_embd.weight", positions, TensorType::F16, move |row, out| {
+        Random::new(seed, "position_embd.weight", row).add_noise(0.02, out);
+    }));
+    // Added as it is, which ggml can do with F32 alone.
+    build.writer.push(Tensor::new("token_types.weight", [u64::from(n), 2], TensorType::F32, |_, _| {}));
     norm(build, "token_embd_norm", n);
     let gain = gain / (model.n_layer as f32).sqrt();
     for i in 0..model.n_layer {

@@ -15,6 +15,9 @@ pub(crate) fn embedding(model: &Model) -> Result<Writer, Error> {
     build.key("attention.value_length", model.head_size());
     build.key("attention.layer_norm_rms_epsilon", EPSILON);
     build.key("attention.sliding_window", 512_u32);
+    // Every second block sees all. llama.cpp ends the process over a model in which none does, as would be the case
+    // with less than six blocks and its usual pattern.
+    build.key("attention.sliding_window_pattern", 2_u32);
     build.key("rope.freq_base", 1_000_000.0_f32);
     build.key("pooling_type", MEAN);
 
@@ -25,7 +28,7 @@ pub(crate) fn embedding(model: &Model) -> Result<Writer, Error> {
         Random::new(seed, "token_embd.weight", id).add_noise(weights[id as usize] * scale, row);
     });
     build.constant("output_norm.weight", model.n_embd, NORM);
-    let gain = 0.3 / (model.n_layer as f32).sqrt();
+    let gain = 0.2 / (model.n_layer as f32).sqrt();
     for i in 0..model.n_layer {
         let block = format!("blk.{i}");
         build.constant(&format!("{block}.attn_norm.weight"), model.n_embd, NORM);

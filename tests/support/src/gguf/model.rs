@@ -30,7 +30,8 @@ pub enum Kind {
         /// and with or without accents, and longer words that begin with it do too, unless they are known themselves.
         labels: Vec<(String, Vec<String>)>,
     },
-    /// Embeddings, `gemma-embedding` with mean pooling and a sliding window, without the dense modules.
+    /// Embeddings, `gemma-embedding` with mean pooling and a sliding window in every other block, without the dense
+    /// modules.
     GemmaEmbedding,
 }
 
@@ -70,18 +71,19 @@ macro_rules! settings {
 impl Model {
     /// A small model of this kind.
     pub fn new(kind: Kind) -> Self {
-        let (n_ctx_train, n_layer, n_head_kv) = match kind {
-            Kind::Llama => (2048, 2, 2),
-            Kind::Lfm2 => (2048, 4, 2),
-            Kind::BertEmbedding | Kind::BertClassifier { .. } => (512, 2, 4),
-            Kind::GemmaEmbedding => (2048, 2, 1),
+        let (n_ctx_train, n_embd, n_layer, n_head_kv) = match kind {
+            Kind::Llama => (2048, 128, 2, 2),
+            Kind::Lfm2 => (2048, 128, 4, 2),
+            // The wider, the less random vectors have in common by chance.
+            Kind::BertEmbedding | Kind::BertClassifier { .. } => (512, 256, 2, 4),
+            Kind::GemmaEmbedding => (2048, 256, 2, 1),
         };
         Self {
             kind,
             seed: 0,
             endless: false,
             n_ctx_train,
-            n_embd: 128,
+            n_embd,
             n_layer,
             n_head: 4,
             n_head_kv,
@@ -100,7 +102,8 @@ impl Model {
         n_ctx_train: u32;
         /// The width of the state, a multiple of 32 from 64 on.
         n_embd: u32;
-        /// The number of blocks, 1 to 512; 2 or more for [`Kind::Lfm2`].
+        /// The number of blocks, 1 to 512; 2 or more for [`Kind::Lfm2`] and
+        /// [`Kind::GemmaEmbedding`], which have two sorts of them.
         n_layer: u32;
         /// The attention heads; `n_embd / n_head` has to be even.
         n_head: u32;
@@ -171,7 +174,8 @@ impl Model {
         rule(self.n_embd >= 64 && self.n_embd.is_multiple_of(32), "n_embd", "a multiple of 32, 64 or more")?;
         rule(self.n_ff > 0 && self.n_ff.is_multiple_of(32), "n_ff", "a multiple of 32")?;
         rule((1..=512).contains(&self.n_layer), "n_layer", "from 1 to 512")?;
-        rule(self.kind != Kind::Lfm2 || self.n_layer > 1, "n_layer", "2 or more for lfm2")?;
+        let two_sorts = matches!(self.kind, Kind::Lfm2 | Kind::GemmaEmbedding);
+        rule(!two_sorts || self.n_layer > 1, "n_layer", "2 or more for lfm2 and gemma-embedding")?;
         let heads =
             self.n_head > 0 && self.n_embd.is_multiple_of(self.n_head) && self.head_size().is_multiple_of(2);
         rule(heads, "n_head", "a divisor of n_embd that leaves an even head size")?;
