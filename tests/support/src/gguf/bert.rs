@@ -112,13 +112,23 @@ fn norm(build: &mut Build<'_>, name: &str, n: u32) {
     build.constant(&format!("{name}.bias"), n, 0.0);
 }
 
-/// The root mean square of each token's embedding: how much it says about a text.
+/// The root mean square of each token's embedding: how much it says about a text. Pieces are so weighted that those of
+/// an unknown word together count about as much as a known word.
 pub(crate) fn importances(vocab: &Vocab) -> Vec<f32> {
-    let importance = |text: &str, kind| match (kind, text.strip_prefix(WORD_START)) {
-        (TokenKind::Control | TokenKind::Unused, _) => 0.0,
-        (_, Some(word)) if STOP_WORDS.split_whitespace().any(|stop| stop == word) => 0.15,
-        (_, Some(word)) if word.len() > 2 => 1.0,
-        _ => 0.35,
+    let is_stop_word = |word: &str| STOP_WORDS.split_whitespace().any(|stop| stop == word);
+    let importance = |text: &str, kind| match kind {
+        TokenKind::Control | TokenKind::Unused => 0.0,
+        TokenKind::Unknown | TokenKind::Byte => 0.25,
+        TokenKind::Normal => {
+            let (letters, is_start) =
+                text.strip_prefix(WORD_START).map_or((text, false), |word| (word, true));
+            match letters.len() {
+                _ if is_start && is_stop_word(letters) => 0.15,
+                0 | 1 => 0.25,
+                2 => 0.5,
+                _ => 1.0,
+            }
+        }
     };
     vocab.tokens.iter().map(|token| importance(&token.text, token.kind)).collect()
 }

@@ -57,6 +57,10 @@ pub struct Model {
     weights: TensorType,
 }
 
+/// What the width of the state is a multiple of: whole blocks of quantised numbers, and enough orthogonal directions
+/// for the text models.
+pub(crate) const WIDTH_STEP: u32 = 64;
+
 macro_rules! settings {
     ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {$(
         $(#[$doc])*
@@ -71,12 +75,12 @@ macro_rules! settings {
 impl Model {
     /// A small model of this kind.
     pub fn new(kind: Kind) -> Self {
-        let (n_ctx_train, n_embd, n_layer, n_head_kv) = match kind {
-            Kind::Llama => (2048, 128, 2, 2),
-            Kind::Lfm2 => (2048, 128, 4, 2),
-            // The wider, the less random vectors have in common by chance.
-            Kind::BertEmbedding | Kind::BertClassifier { .. } => (512, 256, 2, 4),
-            Kind::GemmaEmbedding => (2048, 256, 2, 1),
+        // The wider, the less random vectors have in common by chance.
+        let (n_ctx_train, n_embd, n_layer, n_head, n_head_kv) = match kind {
+            Kind::Llama => (2048, 192, 2, 6, 2),
+            Kind::Lfm2 => (2048, 192, 4, 6, 2),
+            Kind::BertEmbedding | Kind::BertClassifier { .. } => (512, 256, 2, 4, 4),
+            Kind::GemmaEmbedding => (2048, 256, 2, 4, 1),
         };
         Self {
             kind,
@@ -85,7 +89,7 @@ impl Model {
             n_ctx_train,
             n_embd,
             n_layer,
-            n_head: 4,
+            n_head,
             n_head_kv,
             n_ff: 256,
             n_vocab: None,
@@ -100,7 +104,7 @@ impl Model {
         endless: bool;
         /// The longest context, in tokens.
         n_ctx_train: u32;
-        /// The width of the state, a multiple of 32 from 64 on.
+        /// The width of the state, a multiple of 64.
         n_embd: u32;
         /// The number of blocks, 1 to 512; 2 or more for [`Kind::Lfm2`] and
         /// [`Kind::GemmaEmbedding`], which have two sorts of them.
@@ -171,7 +175,7 @@ impl Model {
             false => Err(Error::Setting { name, rule: rule.to_owned() }),
         };
         rule(self.n_ctx_train > 0, "n_ctx_train", "1 or more")?;
-        rule(self.n_embd >= 64 && self.n_embd.is_multiple_of(32), "n_embd", "a multiple of 32, 64 or more")?;
+        rule(self.n_embd > 0 && self.n_embd.is_multiple_of(WIDTH_STEP), "n_embd", "a multiple of 64")?;
         rule(self.n_ff > 0 && self.n_ff.is_multiple_of(32), "n_ff", "a multiple of 32")?;
         rule((1..=512).contains(&self.n_layer), "n_layer", "from 1 to 512")?;
         let two_sorts = matches!(self.kind, Kind::Lfm2 | Kind::GemmaEmbedding);

@@ -83,8 +83,7 @@ impl Vocab {
         ];
         v.flags = vec![("add_bos_token", true)];
         let visible = (33..127).map(char::from).filter(|c| !c.is_ascii_uppercase());
-        let pairs = ('a'..='z').flat_map(|a| ('a'..='z').map(move |b| format!("{a}{b}")));
-        for piece in visible.map(String::from).chain(pairs) {
+        for piece in visible.map(String::from).chain(pairs()) {
             v.add(format!("{WORD_START}{piece}"), TokenKind::Normal);
             v.add(piece, TokenKind::Normal);
         }
@@ -94,8 +93,8 @@ impl Vocab {
         v
     }
 
-    /// SentencePiece as in Gemma: the known words and all that they begin with, single ASCII characters, and bytes
-    /// for the rest, so that every text comes back.
+    /// SentencePiece as in Gemma: the known words and all that they begin with, pairs of letters, single ASCII characters,
+    /// and bytes for the rest, so that every text comes back.
     pub(crate) fn sentence_piece() -> Self {
         let mut v = Self::new("llama", "default");
         v.add("<pad>", TokenKind::Control);
@@ -110,6 +109,7 @@ impl Vocab {
         }
         v.add(WORD_START, TokenKind::Normal);
         (33..127).map(char::from).for_each(|c| v.add(c, TokenKind::Normal));
+        pairs().for_each(|pair| v.add(pair, TokenKind::Normal));
         // Pieces are merged two at a time, so a word is only found where all its beginnings are tokens as well.
         for word in words::all() {
             for end in 1..=word.len() {
@@ -161,6 +161,10 @@ impl Vocab {
             self.tokens.push(Token { text, kind });
         }
     }
+}
+
+fn pairs() -> impl Iterator<Item = String> {
+    ('a'..='z').flat_map(|a| ('a'..='z').map(move |b| format!("{a}{b}")))
 }
 
 /// The character that stands for a byte in a byte-level vocabulary: itself where it is visible in Latin-1, else the

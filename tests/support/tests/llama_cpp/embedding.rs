@@ -2,7 +2,7 @@
 
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
-use sarai_support::gguf::{Kind, Model};
+use sarai_support::gguf::{Kind, Model, TensorType};
 
 use crate::{context, load};
 
@@ -87,6 +87,19 @@ fn the_classifier_prefers_the_label_whose_keyword_occurs() {
         }
         let scores = pooled(&model, "el perro come pan con agua");
         assert!(scores.iter().all(|s| s.abs() < 1.0), "{scores:?}");
+    }
+}
+
+#[test]
+fn words_in_common_show_with_every_type_of_weight() {
+    for weights in [TensorType::F32, TensorType::F16, TensorType::Q8_0, TensorType::Q4_0] {
+        for kind in [Kind::BertEmbedding, Kind::GemmaEmbedding] {
+            let model = load(&Model::new(kind.clone()).weights(weights));
+            let text = pooled(&model, "the quiet garden by night");
+            let close = cosine(&text, &pooled(&model, "a garden at night"));
+            let far = cosine(&text, &pooled(&model, "play some music"));
+            assert!(close > far + 0.3, "{kind:?} {weights:?}: {close} {far}");
+        }
     }
 }
 
