@@ -1,1 +1,4 @@
 //! Synthetic GGUF models and a fault-injecting host.
+#![forbid(unsafe_code)]
+
+pub mod gguf;
