@@ -1,1 +1,7 @@
-//! What runs a model.
+//! What runs a model for sarai: GGUF files in this process through llama.cpp, and models of an Ollama host over HTTP.
+//! Each implements [`sarai_core::backend::Backend`] and knows nothing of the pool.
+
+mod error;
+pub mod llama;
+
+pub use error::Error;

@@ -1,0 +1,223 @@
+//! Checks what would end the process in llama.cpp instead of returning an error. Each was found by feeding a broken
+//! file to the llama.cpp that is built in.
+
+use std::collections::BTreeSet;
+
+use sarai_core::request::Capability;
+
+use super::header::{Header, Value};
+use crate::Error;
+
+/// Layers that llama.cpp has room for (`LLAMA_MAX_LAYERS`).
+const MOST_LAYERS: u64 = 512;
+
+/// Whether llama.cpp may see the file.
+pub(super) fn check(header: &Header) -> Result<(), Error> {
+    let architecture = header.architecture();
+    if architecture.is_empty() {
+        return Err(header.bad("has no general.architecture: it is not a model"));
+    }
+    if matches!(architecture, "clip" | "mmproj") {
+        return Err(header.bad("is a projector for images or audio, not a model; name it under mmproj:"));
+    }
+    for key in ["block_count", "embedding_length", "context_length"] {
+        if header.int(&format!("{{arch}}.{key}")).is_none_or(|n| n == 0) {
+            return Err(header.bad(format!("has no usable {architecture}.{key}")));
+        }
+    }
+    check_blocks(header)?;
+    check_vocabulary(header)?;
+    if header
+        .array("{arch}.rope.dimension_sections")
+        .is_some_and(|all| all.iter().all(|n| *n == Value::Int(0)))
+    {
+        return Err(header.bad(format!("has only zeros in {architecture}.rope.dimension_sections")));
+    }
+    match architecture {
+        "gemma-embedding" => check_gemma_embedding(header),
+        "bert" => check_bert(header),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the model can do what it is wanted for.
+pub(super) fn suits(header: &Header, purpose: Capability) -> Result<(), Error> {
+    let unsuitable = |reason: &str| {
+        Err(Error::WrongModel {
+            path: header.path.clone(),
+            wanted: purpose.to_string(),
+            reason: reason.to_owned(),
+        })
+    };
+    match purpose {
+        Capability::Generate if is_encoder(header) => {
+            unsuitable("it is an encoder; give it role: embedding or router")
+        }
+        Capability::Classify if labels(header).is_empty() => {
+            unsuitable("its header names no labels (classifier.output_labels)")
+        }
+        Capability::Classify
+            if header.tensor("cls.weight").is_none() && header.tensor("cls.output.weight").is_none() =>
+        {
+            unsuitable("it has no classification head (cls tensors)")
+        }
+        Capability::Generate | Capability::Embed | Capability::Classify => Ok(()),
+    }
+}
+
+/// Whether the model reads a whole text at once and generates none.
+pub(super) fn is_encoder(header: &Header) -> bool {
+    let architecture = header.architecture();
+    architecture.contains("bert")
+        || architecture.ends_with("-embedding")
+        || header.value("{arch}.attention.causal") == Some(&Value::Bool(false))
+}
+
+/// The labels of the classification head.
+pub(super) fn labels(header: &Header) -> Vec<String> {
+    let texts = |value: &Value| match value {
+        Value::Text(label) => Some(label.clone()),
+        _ => None,
+    };
+    header.array("{arch}.classifier.output_labels").unwrap_or_default().iter().filter_map(texts).collect()
+}
+
+fn check_blocks(header: &Header) -> Result<(), Error> {
+    let count = header.int("{arch}.block_count").unwrap_or(0);
+    let number = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<u64>().ok();
+    let there: BTreeSet<u64> = header.tensors.iter().filter_map(|tensor| number(&tensor.name)).collect();
+    if count > MOST_LAYERS {
+        return Err(header.bad(format!("has a block_count of {count}; {MOST_LAYERS} are the most")));
+    }
+    match (0..count).find(|block| !there.contains(block)) {
+        Some(missing) => {
+            Err(header.bad(format!("has a block_count of {count}, but no tensors of block {missing}")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_vocabulary(header: &Header) -> Result<(), Error> {
+    let Some(tokens) = header.array("tokenizer.ggml.tokens") else {
+        return Err(header.bad("has no vocabulary (tokenizer.ggml.tokens)"));
+    };
+    let mut seen = BTreeSet::new();
+    for token in tokens {
+        let Value::Text(token) = token else {
+            return Err(header.bad("has a vocabulary that is not made of texts"));
+        };
+        if !seen.insert(token) {
+            return Err(header.bad(format!("has the token {token:?} twice in its vocabulary")));
+        }
+    }
+    for key in ["bos", "eos", "unknown", "padding", "seperator", "cls", "mask"] {
+        let key = format!("tokenizer.ggml.{key}_token_id");
+        if header.int(&key).is_some_and(|id| id >= tokens.len() as u64 && id != u64::from(u32::MAX)) {
+            return Err(header.bad(format!("has a {key} outside its vocabulary of {} tokens", tokens.len())));
+        }
+    }
+    Ok(())
+}
+
+fn check_gemma_embedding(header: &Header) -> Result<(), Error> {
+    let width = header.int("{arch}.embedding_length");
+    if header.tensor("dense_2.weight").is_some() && header.int("{arch}.dense_2_feat_in") != width {
+        return Err(header.bad("has a dense_2_feat_in that differs from its embedding_length"));
+    }
+    // The cache for full attention must have a block; by default every sixth has it.
+    let pattern = header.int("{arch}.attention.sliding_window_pattern").unwrap_or(6);
+    if pattern > 1 && header.int("{arch}.block_count").unwrap_or(0) < pattern {
+        return Err(header.bad("has no block with full attention"));
+    }
+    Ok(())
+}
+
+fn check_bert(header: &Header) -> Result<(), Error> {
+    let Some(types) = header.tensor("token_types.weight") else { return Ok(()) };
+    // llama.cpp adds a row of it to F32 and ends the process for any other type.
+    let elements: u64 = types.shape.iter().product();
+    if types.bytes != elements * 4 {
+        return Err(header.bad("has a token_types.weight that is not F32"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sarai_support::gguf::{Damage, Kind, Model, TensorType};
+
+    use super::*;
+
+    fn message(model: &Model, damage: &Damage) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, model.damaged(damage).unwrap()).unwrap();
+        let header = Header::read(&path).unwrap();
+        check(&header).unwrap_err().to_string()
+    }
+
+    fn header(kind: Kind) -> Header {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        Model::new(kind).write_to(&path).unwrap();
+        Header::read(&path).unwrap()
+    }
+
+    fn classifier() -> Kind {
+        Kind::BertClassifier {
+            labels: vec![("hard".into(), vec!["theorem".into()]), ("soft".into(), vec!["hello".into()])],
+        }
+    }
+
+    #[test]
+    fn what_would_end_the_process_is_refused_and_named() {
+        let model = Model::new(Kind::Llama);
+        assert!(message(&model, &Damage::DuplicateToken).contains("twice in its vocabulary"));
+        assert!(message(&model, &Damage::BlockCount(0)).contains("no usable llama.block_count"));
+        assert!(message(&model, &Damage::BlockCount(40)).contains("no tensors of block 2"));
+        assert!(message(&model, &Damage::BlockCount(9999)).contains("512 are the most"));
+        assert!(
+            message(&model, &Damage::MissingKey("general.architecture".into()))
+                .contains("general.architecture")
+        );
+        assert!(
+            message(&model, &Damage::MissingKey("tokenizer.ggml.tokens".into())).contains("no vocabulary")
+        );
+    }
+
+    #[test]
+    fn every_synthetic_kind_passes() {
+        for kind in [Kind::Llama, Kind::Lfm2, Kind::BertEmbedding, Kind::GemmaEmbedding, classifier()] {
+            check(&header(kind)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_model_that_cannot_do_what_is_wanted_is_refused() {
+        assert!(suits(&header(Kind::BertEmbedding), Capability::Generate).is_err());
+        assert!(suits(&header(Kind::BertEmbedding), Capability::Classify).is_err());
+        assert!(suits(&header(Kind::Llama), Capability::Classify).is_err());
+        assert!(suits(&header(Kind::Llama), Capability::Embed).is_ok());
+        let classifier = header(classifier());
+        assert!(suits(&classifier, Capability::Classify).is_ok());
+        assert_eq!(labels(&classifier), ["hard", "soft"]);
+        assert!(is_encoder(&classifier) && is_encoder(&header(Kind::GemmaEmbedding)));
+    }
+
+    #[test]
+    fn bert_token_types_that_are_not_f32_are_refused() {
+        let model = Model::new(Kind::BertEmbedding);
+        let mut writer = model.writer().unwrap();
+        writer.remove_tensor("token_types.weight");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        writer.push(sarai_support::gguf::Tensor::new(
+            "token_types.weight",
+            [256, 2],
+            TensorType::F16,
+            |_, row| row.fill(0.0),
+        ));
+        writer.create(&path).unwrap();
+        assert!(check(&Header::read(&path).unwrap()).unwrap_err().to_string().contains("not F32"));
+    }
+}

@@ -1,0 +1,203 @@
+//! What a load will take of memory: a pure function of the file's header and the settings. It errs on the high side.
+
+use sarai_core::config::{Context, Weights};
+use sarai_core::memory::Estimate;
+use sarai_core::request::Capability;
+use sarai_core::units::Bytes;
+
+use super::GgufSettings;
+use super::check::is_encoder;
+use super::header::{Header, Value};
+
+/// Tokens that are computed in one step while a prompt is read. Small enough for a cancel to be heard soon, large
+/// enough to cost little speed.
+pub(super) const PROMPT_CHUNK: u32 = 128;
+
+/// The longest context made by itself for a model that reads whole texts at once: its compute buffers grow with it.
+const LONGEST_ENCODER_AUTO: u32 = 2048;
+
+/// Bytes for a key or value: F16.
+const KV_ELEMENT: u64 = 2;
+
+/// What a vocabulary's entry takes in llama.cpp: the text in three tables with their nodes; and a merge, two texts in
+/// one. Counted from the structures of llama-vocab.cpp, rounded up.
+const TOKEN_BYTES: u64 = 256;
+const MERGE_BYTES: u64 = 192;
+
+/// Thread, graph metadata and what the allocators keep.
+const BASE_BYTES: u64 = 8 << 20;
+
+pub(super) fn estimate(header: &Header, settings: &GgufSettings, available: Bytes) -> Estimate {
+    let n_ctx = n_ctx(header, settings, available);
+    let shape = Shape::of(header);
+    let step = u64::from(step(header, settings.purpose, n_ctx));
+    Estimate {
+        weights: weights(header, settings.weights),
+        kv: Bytes(if is_encoder(header) { 0 } else { shape.kv_bytes(header, u64::from(n_ctx)) }),
+        compute: Bytes(shape.compute_bytes(step, u64::from(n_ctx))),
+        projector: Bytes::ZERO,
+        overhead: Bytes(overhead(header)),
+        n_ctx: Some(n_ctx),
+    }
+}
+
+/// Tokens in one step: all at once for whole texts, a chunk for prompts.
+pub(super) fn step(header: &Header, purpose: Capability, n_ctx: u32) -> u32 {
+    if is_encoder(header) || purpose != Capability::Generate { n_ctx } else { PROMPT_CHUNK.min(n_ctx) }
+}
+
+/// The context length: by free memory where it is `auto`, never above what the model was trained for.
+fn n_ctx(header: &Header, settings: &GgufSettings, available: Bytes) -> u32 {
+    let trained = header.int("{arch}.context_length").and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
+    let wanted = match settings.context {
+        Context::Fixed(n) => n,
+        Context::Auto { min, max } if settings.purpose == Capability::Generate => {
+            by_memory(available).clamp(min, max)
+        }
+        Context::Auto { max, .. } => LONGEST_ENCODER_AUTO.min(max),
+    };
+    wanted.min(trained).max(1)
+}
+
+fn by_memory(available: Bytes) -> u32 {
+    match available.as_gb() {
+        gb if gb < 1.0 => 1000,
+        gb if gb < 2.0 => 2000,
+        gb if gb < 4.0 => 4000,
+        gb if gb < 8.0 => 6000,
+        _ => 8000,
+    }
+}
+
+fn weights(header: &Header, weights: Weights) -> Bytes {
+    let total = header.tensors.iter().map(|tensor| tensor.bytes).sum();
+    match weights {
+        Weights::Auto | Weights::Mmap | Weights::Repack => Bytes(total),
+    }
+}
+
+fn overhead(header: &Header) -> u64 {
+    let entries = |key| header.array(key).map_or(0, |entries| entries.len() as u64);
+    let vocabulary =
+        entries("tokenizer.ggml.tokens") * TOKEN_BYTES + entries("tokenizer.ggml.merges") * MERGE_BYTES;
+    vocabulary + BASE_BYTES
+}
+
+/// The sizes that decide about buffers.
+struct Shape {
+    blocks: u64,
+    width: u64,
+    feed_forward: u64,
+    heads: u64,
+    vocabulary: u64,
+}
+
+impl Shape {
+    fn of(header: &Header) -> Self {
+        let int = |key| header.int(key).unwrap_or(0);
+        Self {
+            blocks: int("{arch}.block_count"),
+            width: int("{arch}.embedding_length"),
+            feed_forward: largest(header, "{arch}.feed_forward_length"),
+            heads: largest(header, "{arch}.attention.head_count").max(1),
+            vocabulary: header.array("tokenizer.ggml.tokens").map_or(0, |tokens| tokens.len() as u64),
+        }
+    }
+
+    /// Keys and values of every attention block for each token of the context; for a convolution block (no KV heads)
+    /// its state, which does not grow with the context.
+    fn kv_bytes(&self, header: &Header, n_ctx: u64) -> u64 {
+        // llama.cpp rounds the cache up to a multiple of 256 cells.
+        let cells = n_ctx.next_multiple_of(256);
+        let head = self.width / self.heads;
+        let key = header.int("{arch}.attention.key_length").unwrap_or(head);
+        let value = header.int("{arch}.attention.value_length").unwrap_or(head);
+        let state = header.int("{arch}.shortconv.l_cache").unwrap_or(0) * self.width * 4;
+        (0..self.blocks)
+            .map(|block| match kv_heads(header, block, self.heads) {
+                0 => state,
+                heads => heads * (key + value) * KV_ELEMENT * cells,
+            })
+            .sum()
+    }
+
+    /// The largest intermediate results that can be alive together in a step: states and the feed-forward's halves,
+    /// the attention's scores, the logits. F32.
+    fn compute_bytes(&self, step: u64, n_ctx: u64) -> u64 {
+        let states = step * (8 * self.width + 3 * self.feed_forward) * 4;
+        let scores = 2 * step * n_ctx * self.heads * 4;
+        // The graph is planned for logits of every token of a step.
+        let logits = step * self.vocabulary * 4;
+        states + scores + logits
+    }
+}
+
+/// KV heads of a block: one number for all, or one for each.
+fn kv_heads(header: &Header, block: u64, heads: u64) -> u64 {
+    match header.value("{arch}.attention.head_count_kv") {
+        Some(Value::Array(each)) => each.get(block as usize).and_then(Value::as_int).unwrap_or(heads),
+        Some(one) => one.as_int().unwrap_or(heads),
+        None => heads,
+    }
+}
+
+fn largest(header: &Header, key: &str) -> u64 {
+    match header.value(key) {
+        Some(Value::Array(each)) => each.iter().filter_map(Value::as_int).max().unwrap_or(0),
+        Some(one) => one.as_int().unwrap_or(0),
+        None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sarai_support::gguf::{Kind, Model};
+
+    use super::*;
+
+    fn estimated(model: &Model, context: Context, available: Bytes) -> Estimate {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        model.write_to(&path).unwrap();
+        let header = Header::read(&path).unwrap();
+        let purpose = if is_encoder(&header) { Capability::Embed } else { Capability::Generate };
+        estimate(
+            &header,
+            &GgufSettings { path, purpose, context, weights: Weights::Auto, threads: None },
+            available,
+        )
+    }
+
+    const AUTO: Context = Context::Auto { min: 1, max: u32::MAX };
+
+    #[test]
+    fn the_context_follows_free_memory_and_stops_at_what_the_model_was_trained_for() {
+        let model = Model::new(Kind::Llama).n_ctx_train(7000);
+        let n_ctx = |gb, context| estimated(&model, context, Bytes::from_gb(gb)).n_ctx.unwrap();
+        let by_table = [0.5, 1.5, 3.0, 6.0, 20.0].map(|gb| n_ctx(gb, AUTO));
+        assert_eq!(by_table, [1000, 2000, 4000, 6000, 7000]);
+        assert_eq!(n_ctx(0.5, Context::Auto { min: 1500, max: 9000 }), 1500);
+        assert_eq!(n_ctx(20.0, Context::Auto { min: 1, max: 1200 }), 1200);
+        assert_eq!(n_ctx(0.5, Context::Fixed(3000)), 3000);
+    }
+
+    #[test]
+    fn keys_and_values_grow_with_the_context_and_not_for_convolutions() {
+        let kv = |kind, n| {
+            estimated(&Model::new(kind).n_ctx_train(9000), Context::Fixed(n), Bytes::from_gb(9.0)).kv.0
+        };
+        // 2 blocks, 2 of 6 heads of 32 keep keys and values: 2 · 2 · (32 + 32) · 2 bytes a token.
+        assert_eq!(kv(Kind::Llama, 1024), 2 * 2 * 64 * 2 * 1024);
+        assert_eq!(kv(Kind::Llama, 2048), 2 * kv(Kind::Llama, 1024));
+        let (short, long) = (kv(Kind::Lfm2, 1024), kv(Kind::Lfm2, 2048));
+        assert!(short < long && long < 2 * short, "{short} {long}");
+        assert_eq!(kv(Kind::BertEmbedding, 512), 0);
+    }
+
+    #[test]
+    fn weights_are_the_sum_of_the_tensors() {
+        let model = Model::new(Kind::Llama);
+        let tensors = model.writer().unwrap().tensor_bytes().unwrap();
+        assert_eq!(estimated(&model, AUTO, Bytes::from_gb(1.0)).weights, Bytes(tensors));
+    }
+}

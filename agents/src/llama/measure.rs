@@ -1,0 +1,77 @@
+//! What a loaded model really holds, as the kernel counts it. Linux only; elsewhere nothing is measured.
+
+use std::path::Path;
+
+use sarai_core::units::Bytes;
+
+/// Anonymous memory of this process (`RssAnon`).
+pub(super) fn anonymous() -> Option<Bytes> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    kilobytes(line)
+}
+
+/// Resident pages of this process's maps of a file. All maps of the file are counted: two models on one file each
+/// show them.
+pub(super) fn mapped(file: &Path) -> Option<Bytes> {
+    let file = std::fs::canonicalize(file).ok()?;
+    let maps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    let mut total = Bytes::ZERO;
+    let mut inside = false;
+    for line in maps.lines() {
+        if let Some(rest) = line.strip_prefix("Rss:") {
+            total += if inside { kilobytes(rest)? } else { Bytes::ZERO };
+        } else if is_map(line) {
+            // address, permissions, offset, device, inode, then the path, which may hold spaces.
+            let path = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start();
+            inside = Path::new(path) == file;
+        }
+    }
+    Some(total)
+}
+
+/// Gives memory that was freed back to the system, where the C library keeps it otherwise.
+pub(super) fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[expect(unsafe_code, reason = "the C library's own function has no safe wrapper")]
+        // SAFETY: malloc_trim takes no pointer and may be called at any time from any thread.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+}
+
+/// A map's first line starts with its address range; the lines below it with a word and a colon.
+fn is_map(line: &str) -> bool {
+    line.split(' ').next().is_some_and(|first| first.contains('-') && !first.ends_with(':'))
+}
+
+fn kilobytes(text: &str) -> Option<Bytes> {
+    let number = text.trim().strip_suffix("kB")?.trim();
+    number.parse::<u64>().ok().map(|n| Bytes(n * 1024))
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anonymous_memory_grows_by_what_is_written() {
+        let before = anonymous().unwrap();
+        let block = vec![1_u8; 64 << 20];
+        let after = anonymous().unwrap();
+        assert_eq!(block.iter().map(|&n| u64::from(n)).sum::<u64>(), 64 << 20);
+        assert!(after.0 - before.0 >= 60 << 20, "{before} {after}");
+    }
+
+    #[test]
+    fn the_running_program_is_mapped_and_another_file_is_not() {
+        let program = std::env::current_exe().unwrap();
+        assert!(mapped(&program).unwrap() > Bytes(100_000));
+        let folder = tempfile::tempdir().unwrap();
+        let other = folder.path().join("other");
+        std::fs::write(&other, "x").unwrap();
+        assert_eq!(mapped(&other), Some(Bytes::ZERO));
+    }
+}

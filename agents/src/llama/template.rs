@@ -1,0 +1,190 @@
+//! The model's own chat template, which is Jinja, by minijinja.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, Error, ErrorKind, State, context};
+use sarai_core::request::Message;
+
+/// For models without a template of their own: each message under its role, in the markers most models know.
+const CHATML: &str = "{% for message in messages %}\
+    {{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}\
+    {% endfor %}{{ '<|im_start|>assistant\n' }}";
+
+/// The words that a template may use for the first and the last token.
+#[derive(Debug)]
+pub(super) struct Markers {
+    pub(super) bos: String,
+    pub(super) eos: String,
+}
+
+/// The prompt for a conversation, up to where the model is to speak.
+pub(super) fn render(
+    template: Option<&str>,
+    messages: &[Message],
+    markers: &Markers,
+) -> Result<String, Error> {
+    let message = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
+    let messages: Vec<Value> = messages.iter().map(message).collect();
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_unknown_method_callback(python_method);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_function("strftime_now", |format: String| strftime(&format));
+    environment.template_from_str(template.unwrap_or(CHATML))?.render(context! {
+        messages => messages,
+        add_generation_prompt => true,
+        bos_token => markers.bos.as_str(),
+        eos_token => markers.eos.as_str(),
+    })
+}
+
+/// The methods of Python's strings and dictionaries that templates call.
+fn python_method(
+    _: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    arguments: &[Value],
+) -> Result<Value, Error> {
+    let unknown = || Error::from(ErrorKind::UnknownMethod);
+    if method == "items" || method == "keys" || method == "values" || method == "get" {
+        return python_dict_method(value, method, arguments);
+    }
+    let text = value.as_str().ok_or_else(unknown)?;
+    let (first, second) =
+        (arguments.first().and_then(Value::as_str), arguments.get(1).and_then(Value::as_str));
+    let strips = |c: char| first.map_or_else(|| c.is_whitespace(), |set| set.contains(c));
+    Ok(match (method, first) {
+        ("strip", _) => text.trim_matches(strips).into(),
+        ("lstrip", _) => text.trim_start_matches(strips).into(),
+        ("rstrip", _) => text.trim_end_matches(strips).into(),
+        ("upper", _) => text.to_uppercase().into(),
+        ("lower", _) => text.to_lowercase().into(),
+        ("title" | "capitalize", _) => {
+            let mut letters = text.chars();
+            letters
+                .next()
+                .map(|c| c.to_uppercase().chain(letters).collect::<String>())
+                .unwrap_or_default()
+                .into()
+        }
+        ("startswith", Some(start)) => text.starts_with(start).into(),
+        ("endswith", Some(end)) => text.ends_with(end).into(),
+        ("find", Some(part)) => text.find(part).map_or(-1, |at| text[..at].chars().count() as i64).into(),
+        ("count", Some(part)) => text.matches(part).count().into(),
+        ("replace", Some(old)) => text.replace(old, second.unwrap_or("")).into(),
+        ("split", Some(separator)) => text.split(separator).map(str::to_owned).collect(),
+        ("split", None) => text.split_whitespace().map(str::to_owned).collect(),
+        ("splitlines", _) => text.lines().map(str::to_owned).collect(),
+        ("join", _) => {
+            let parts = arguments.first().ok_or_else(unknown)?.try_iter()?.map(|part| part.to_string());
+            parts.collect::<Vec<_>>().join(text).into()
+        }
+        _ => return Err(unknown()),
+    })
+}
+
+fn python_dict_method(value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
+    let keys = || value.try_iter();
+    match method {
+        "items" => keys()?.map(|key| Ok(Value::from(vec![key.clone(), value.get_item(&key)?]))).collect(),
+        "keys" => Ok(keys()?.collect()),
+        "values" => keys()?.map(|key| value.get_item(&key)).collect(),
+        _ => {
+            let (key, default): (Value, Option<Value>) = minijinja::value::from_args(arguments)?;
+            let found = value.get_item(&key)?;
+            Ok(if found.is_undefined() { default.unwrap_or(Value::from(())) } else { found })
+        }
+    }
+}
+
+/// Today, in the few forms templates ask for; UTC, because a library does not know its user's time zone.
+fn strftime(format: &str) -> Result<String, Error> {
+    let days = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_err(|_| Error::new(ErrorKind::InvalidOperation, "this machine's clock is before 1970"))?
+        .as_secs()
+        / 86_400;
+    let (year, month, day) = civil(days as i64);
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    let name = MONTHS[(month - 1) as usize];
+    Ok(format
+        .replace("%Y", &year.to_string())
+        .replace("%m", &format!("{month:02}"))
+        .replace("%d", &format!("{day:02}"))
+        .replace("%B", name)
+        .replace("%b", &name[..3]))
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
+/// Source: H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn markers() -> Markers {
+        Markers { bos: "<s>".into(), eos: "</s>".into() }
+    }
+
+    fn say(template: &str) -> Result<String, Error> {
+        render(Some(template), &[Message::system(" Be brief. "), Message::user("Hi")], &markers())
+    }
+
+    #[test]
+    fn a_models_own_template_is_followed() {
+        let template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}{{ eos_token }}{% endfor %}\
+            {% if add_generation_prompt %}[assistant]{% endif %}";
+        assert_eq!(say(template).unwrap(), "<s>[system] Be brief.</s>[user] Hi</s>[assistant]");
+    }
+
+    #[test]
+    fn the_python_that_templates_use_works() {
+        let template = "{{ messages[0].content.strip() }}|{{ messages[0]['role'].startswith('sys') }}|\
+            {{ 'a,b'.split(',')[-1] }}|{{ messages[1].get('tool', 'none') }}|{{ 'x'.join(['1', '2']) }}|\
+            {% for key, value in messages[1].items() %}{{ key }}={{ value }};{% endfor %}";
+        assert_eq!(say(template).unwrap(), "Be brief.|True|b|none|1x2|role=user;content=Hi;");
+    }
+
+    #[test]
+    fn a_template_may_refuse_the_messages_in_its_own_words() {
+        let error = say("{{ raise_exception('roles must alternate') }}").unwrap_err();
+        assert!(error.to_string().contains("roles must alternate"), "{error}");
+    }
+
+    #[test]
+    fn without_a_template_the_messages_stand_under_their_roles() {
+        let text = render(None, &[Message::user("Hi")], &markers()).unwrap();
+        assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn dates_are_counted_right() {
+        assert_eq!((civil(0), civil(11_016), civil(20_635)), ((1970, 1, 1), (2000, 2, 29), (2026, 7, 1)));
+    }
+}

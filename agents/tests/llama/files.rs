@@ -1,0 +1,108 @@
+use std::sync::{Arc, Mutex};
+
+use sarai_agents::llama::GgufBackend;
+use sarai_core::backend::{Backend, LoadRequest};
+use sarai_core::failure::FailureKind;
+use sarai_core::memory::Estimate;
+use sarai_core::request::Capability;
+use sarai_support::gguf::{Damage, Kind, Model};
+use tokio_util::sync::CancellationToken;
+
+use super::{file, load, settings};
+
+async fn failure_of(bytes: Option<&[u8]>) -> (FailureKind, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    if let Some(bytes) = bytes {
+        std::fs::write(&path, bytes).unwrap();
+    }
+    // Straight to the load: what an earlier estimate found must not be relied on.
+    let backend = GgufBackend::new(settings(&path, Capability::Generate));
+    let estimate = Estimate { n_ctx: Some(64), ..Estimate::default() };
+    let request = LoadRequest { estimate, cancel: CancellationToken::new(), progress: Arc::new(|_| {}) };
+    let failure = backend.load(request).await.unwrap_err();
+    assert_eq!(backend.estimate(sarai_core::units::Bytes(1)).await.unwrap_err().kind, failure.kind);
+    let text = failure.to_string();
+    assert!(text.contains(&path.display().to_string()), "{text}");
+    (failure.kind, text)
+}
+
+#[tokio::test]
+async fn files_that_are_no_models_are_refused_by_name() {
+    assert_eq!(failure_of(None).await.0, FailureKind::FileMissing);
+    let (kind, text) = failure_of(Some(b"just some notes")).await;
+    assert_eq!(kind, FailureKind::BadFile);
+    assert!(text.ends_with("is not a GGUF file: it starts with \"just\""), "{text}");
+    let model = Model::new(Kind::Llama);
+    let whole = model.to_bytes().unwrap();
+    for damage in [
+        Damage::Truncated(0),
+        Damage::Truncated(100),
+        Damage::Truncated(whole.len() / 2),
+        Damage::Truncated(whole.len() - 1),
+        Damage::Version(1),
+        Damage::DuplicateToken,
+        Damage::BlockCount(0),
+        Damage::BlockCount(77),
+        Damage::MissingKey("llama.context_length".to_owned()),
+    ] {
+        let (kind, text) = failure_of(Some(&model.damaged(&damage).unwrap())).await;
+        assert_eq!(kind, FailureKind::BadFile, "{damage:?}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn what_only_llama_cpp_can_see_is_its_error_and_not_its_end() {
+    for damage in [
+        Damage::MissingTensor("blk.1.attn_q.weight".into()),
+        Damage::MissingKey("tokenizer.ggml.merges".into()),
+    ] {
+        let (kind, text) = match Model::new(Kind::Llama).damaged(&damage) {
+            Ok(bytes) => {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("model.gguf");
+                std::fs::write(&path, bytes).unwrap();
+                let failure = load(settings(&path, Capability::Generate)).await.unwrap_err();
+                (failure.kind, failure.to_string())
+            }
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(kind, FailureKind::BadFile);
+        assert!(text.starts_with("llama.cpp could not load"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_load_tells_its_progress_up_to_the_end() {
+    let file = file(&Model::new(Kind::Llama));
+    let backend = GgufBackend::new(settings(&file.path, Capability::Generate));
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let progress = {
+        let heard = Arc::clone(&heard);
+        Arc::new(move |fraction| heard.lock().unwrap().push(fraction))
+    };
+    let estimate = backend.estimate(sarai_core::units::Bytes(1)).await.unwrap();
+    backend.load(LoadRequest { estimate, cancel: CancellationToken::new(), progress }).await.unwrap();
+    let heard = heard.lock().unwrap();
+    assert!(heard.len() > 2 && heard.is_sorted() && heard.last() == Some(&1.0), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_load_is_stopped_at_its_start_and_on_its_way() {
+    let file = file(&Model::new(Kind::Llama));
+    for stop_at in [0.0, 0.3] {
+        let backend = GgufBackend::new(settings(&file.path, Capability::Generate));
+        let cancel = CancellationToken::new();
+        let stop = {
+            let cancel = cancel.clone();
+            Arc::new(move |fraction| {
+                if fraction >= stop_at {
+                    cancel.cancel()
+                }
+            })
+        };
+        let estimate = backend.estimate(sarai_core::units::Bytes(1)).await.unwrap();
+        let failure = backend.load(LoadRequest { estimate, cancel, progress: stop }).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Cancelled);
+    }
+}

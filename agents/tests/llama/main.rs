@@ -1,0 +1,83 @@
+//! The in-process engine on real GGUF files, made on the spot: a file per hazard.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod embedding;
+mod files;
+mod generation;
+mod memory;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use sarai_agents::llama::{GgufBackend, GgufSettings};
+use sarai_core::backend::{Backend, LoadRequest, Model as Loaded};
+use sarai_core::config::{Context, Weights};
+use sarai_core::failure::Failure;
+use sarai_core::request::{Capability, Completion, Delta, GenerateRequest, Message, Sampling, TokenStream};
+use sarai_core::units::Bytes;
+use sarai_support::gguf::{Kind, Model};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+/// A file of a model, in a folder that goes with it.
+struct ModelFile {
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+fn file(model: &Model) -> ModelFile {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    model.write_to(&path).unwrap();
+    ModelFile { _folder: folder, path }
+}
+
+fn settings(path: &Path, purpose: Capability) -> GgufSettings {
+    let context = Context::Fixed(512);
+    GgufSettings { path: path.to_owned(), purpose, context, weights: Weights::Auto, threads: Some(1) }
+}
+
+async fn load(settings: GgufSettings) -> Result<Arc<dyn Loaded>, Failure> {
+    let backend = GgufBackend::new(settings);
+    let estimate = backend.estimate(Bytes::from_gb(4.0)).await?;
+    backend.load(LoadRequest { estimate, cancel: CancellationToken::new(), progress: Arc::new(|_| {}) }).await
+}
+
+/// A loaded text model.
+async fn llama(model: Model) -> (ModelFile, Arc<dyn Loaded>) {
+    let file = file(&model);
+    let loaded = load(settings(&file.path, Capability::Generate)).await.unwrap();
+    (file, loaded)
+}
+
+fn chat(sampling: Sampling) -> GenerateRequest {
+    GenerateRequest::chat(vec![Message::system("Be kind."), Message::user("¿Cómo estás?")])
+        .with_sampling(sampling)
+}
+
+fn seeded(seed: u32) -> Sampling {
+    Sampling { seed: Some(seed), max_tokens: Some(24), ..Sampling::default() }
+}
+
+async fn read(mut stream: TokenStream) -> Result<(String, Completion), Failure> {
+    let mut text = String::new();
+    loop {
+        match stream.next().await.expect("a stream ends with Done or an error")? {
+            Delta::Text(piece) => text += &piece,
+            Delta::Done(completion) => {
+                assert!(stream.next().await.is_none(), "nothing follows the end");
+                return Ok((text, completion));
+            }
+        }
+    }
+}
+
+async fn say(model: &Arc<dyn Loaded>, request: GenerateRequest) -> Result<(String, Completion), Failure> {
+    read(model.generate(request).await?).await
+}
+
+fn kinds() -> [Kind; 2] {
+    [Kind::Llama, Kind::Lfm2]
+}
