@@ -27,7 +27,7 @@ pub(super) fn config(
     let at_hosts = at.key("hosts");
     let raw_hosts = check.read(&at_hosts, raw.hosts).unwrap_or_default();
     let at_models = at.key("models");
-    if raw.models.is_absent() {
+    if raw.models.is_absent() || raw.models.given().is_some_and(BTreeMap::is_empty) {
         check.problem(&at_models, "missing: a configuration needs at least one model");
     }
     let raw_models = check.read(&at_models, raw.models).unwrap_or_default();

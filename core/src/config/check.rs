@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::at::At;
 use super::field::Field;
-use super::resolved::{Setting, is_secret};
+use super::resolved::{Setting, is_secret_key, is_secret_variable};
 use super::sources::{Env, Source};
 use super::{ConfigError, Problem};
 use crate::nearest::nearest;
@@ -51,8 +51,9 @@ impl<'a> Check<'a> {
             Field::Absent => None,
             Field::Given(value) => Some(value),
             Field::Wrong(message) => {
-                let secret = at.node.is_some_and(|node| node.variables.iter().any(|v| is_secret(&v.name)));
-                let message = if secret || is_secret(&at.path) {
+                let secret =
+                    at.node.is_some_and(|node| node.variables.iter().any(|v| is_secret_variable(&v.name)));
+                let message = if secret || is_secret_key(&at.path) {
                     "the value is of the wrong type; it is not shown here".to_owned()
                 } else {
                     message

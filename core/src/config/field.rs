@@ -63,8 +63,9 @@ impl<T: JsonSchema> JsonSchema for Field<T> {
         T::schema_name()
     }
 
+    // Not that of `T`: within its own schema, a type is a reference instead of being inlined.
     fn schema_id() -> Cow<'static, str> {
-        T::schema_id()
+        format!("Field<{}>", T::schema_id()).into()
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
@@ -83,11 +84,10 @@ pub(super) const VARIABLE_PATTERN: &str = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?
 
 /// serde's message without the names of Rust's types.
 fn in_plain_words(message: &str) -> String {
-    let Some((found, expected)) = message.rsplit_once(", expected ") else {
+    let typed = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    let Some((found, expected)) = typed.and_then(|rest| rest.rsplit_once(", expected ")) else {
         return message.to_owned();
     };
-    let found =
-        found.strip_prefix("invalid type: ").or(found.strip_prefix("invalid value: ")).unwrap_or(found);
     let expected = match expected {
         "f64" | "f32" => "a number",
         "u32" | "u64" | "usize" => "a whole number from 0 up",
@@ -96,6 +96,7 @@ fn in_plain_words(message: &str) -> String {
         "a sequence" => "a list",
         "a map" => "keys with values",
         shape if shape.starts_with("struct ") => "keys with values",
+        "a Value::Tagged enum" => "a word",
         other => other,
     };
     let found = match found {

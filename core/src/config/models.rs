@@ -45,9 +45,6 @@ pub(super) fn models(
     scope: &Scope,
     check: &mut Check<'_>,
 ) -> Models {
-    if raw.is_empty() && at.node.is_some() {
-        check.problem(at, "a configuration needs at least one model");
-    }
     let switch = Switch::read(check);
     let mut models = Models::default();
     let mut router_name = None;

@@ -1,5 +1,6 @@
 //! Where a model can run: its backend and its fallbacks, on hosts and from files.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::at::At;
@@ -287,7 +288,7 @@ fn context(field: Field<RawContext>, at: &At<'_>, check: &mut Check<'_>) -> Cont
         Context::Auto { min, max } => {
             check.require(at, min > 0, "min must be 1 token or more");
             check.require(at, min <= max, "min must not be above max");
-            check.note(at, &format!("auto, {min} to {max} tokens"), source);
+            check.note(at, &BTreeMap::from([("max", max), ("min", min)]), source);
         }
     }
     context

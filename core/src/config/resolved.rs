@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::sources::Source;
+use super::values::Span;
 use super::{Config, Problem};
 
 /// A checked configuration, and where each of its settings comes from.
@@ -33,11 +34,13 @@ impl Setting {
     /// The setting at `path`, hidden if the path or a variable that gave the value is named like a secret.
     pub(super) fn new(path: &str, value: &impl Serialize, source: Source) -> Self {
         let secret_variable = match &source {
-            Source::Variable(variable) => is_secret(&variable.name),
-            Source::File { variables, .. } => variables.iter().any(|variable| is_secret(&variable.name)),
+            Source::Variable(variable) => is_secret_variable(&variable.name),
+            Source::File { variables, .. } => {
+                variables.iter().any(|variable| is_secret_variable(&variable.name))
+            }
             Source::Flag(_) | Source::Default => false,
         };
-        let value = if secret_variable || is_secret(path) {
+        let value = if secret_variable || is_secret_key(path) {
             "(hidden)".to_owned()
         } else {
             serde_json::to_value(value).map_or_else(|error| format!("({error})"), |value| as_yaml(&value))
@@ -59,17 +62,20 @@ impl Resolved {
     }
 }
 
-/// Whether the last part of a path, or a variable's name, is that of a secret. Whole words only: `max_tokens` is
-/// none, `api_token` is one.
-pub(super) fn is_secret(path: &str) -> bool {
-    let name = path.rsplit('.').next().unwrap_or(path).to_ascii_lowercase();
-    name.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| {
-        matches!(
-            word,
-            "key" | "apikey" | "token" | "password" | "passwd" | "passphrase" | "secret" | "credentials"
-        )
-    })
+/// Whether the key at the end of a path is that of a secret: `api_key`, `token`. The last word decides, so that
+/// `max_tokens` and `first_token_timeout` are none.
+pub(super) fn is_secret_key(path: &str) -> bool {
+    let key = path.rsplit('.').next().unwrap_or(path).to_ascii_lowercase();
+    SECRET_WORDS.iter().any(|word| key.ends_with(word))
 }
+
+/// Whether a variable is named like a secret. Any part of the name decides: nothing is known of its value.
+pub(super) fn is_secret_variable(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_WORDS.iter().any(|word| name.contains(word))
+}
+
+const SECRET_WORDS: [&str; 4] = ["key", "token", "password", "secret"];
 
 /// A value on one line of YAML. Whole numbers have no decimals, and text has quotes only where it needs them.
 fn as_yaml(value: &Value) -> String {
@@ -91,11 +97,11 @@ fn as_yaml(value: &Value) -> String {
     }
 }
 
-/// Whether text stays the same text in YAML without quotes, in lists too.
+/// Whether text stays the same text in YAML without quotes, in lists too. Some that would is quoted all the same.
 fn is_plain(text: &str) -> bool {
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/' | ':');
-    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
-        && text.chars().all(safe)
+    let is_word = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
         && !text.ends_with(':')
-        && !matches!(text.to_ascii_lowercase().as_str(), "true" | "false" | "null")
+        && !matches!(text.to_ascii_lowercase().as_str(), "true" | "false" | "null");
+    text.chars().all(safe) && (is_word || Span::parse(text).is_some())
 }
