@@ -1,6 +1,6 @@
 //! Reads single settings out of the raw shapes, and collects the problems and the sources as it goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
@@ -20,6 +20,8 @@ pub(super) struct Check<'a> {
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     settings: BTreeMap<String, Setting>,
+    /// Paths of values whose variables could not be expanded. What else is wrong with them follows from that.
+    unexpanded: BTreeSet<String>,
 }
 
 /// What a finished check leaves besides the configuration.
@@ -31,7 +33,14 @@ pub(super) struct Findings {
 
 impl<'a> Check<'a> {
     pub(super) const fn new(file: Option<&'a Path>, env: &'a Env) -> Self {
-        Self { file, env, problems: Vec::new(), warnings: Vec::new(), settings: BTreeMap::new() }
+        Self {
+            file,
+            env,
+            problems: Vec::new(),
+            warnings: Vec::new(),
+            settings: BTreeMap::new(),
+            unexpanded: BTreeSet::new(),
+        }
     }
 
     /// The warnings and settings, or all problems if there are any, both in the file's order.
@@ -127,7 +136,15 @@ impl<'a> Check<'a> {
 
     /// Notes a problem with the value at `at`.
     pub(super) fn problem(&mut self, at: &At<'_>, message: impl Into<String>) {
-        self.problem_at(at.path.clone(), Some(at.line), message);
+        if !self.unexpanded.contains(&at.path) {
+            self.problem_at(at.path.clone(), Some(at.line), message);
+        }
+    }
+
+    /// Notes that the variables of a value could not be expanded.
+    pub(super) fn unexpanded(&mut self, path: &str, line: usize, message: String) {
+        self.unexpanded.insert(path.to_owned());
+        self.problem_at(path.to_owned(), Some(line), message);
     }
 
     /// Notes a problem under a path of its own.

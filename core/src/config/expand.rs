@@ -30,7 +30,7 @@ pub(super) fn expand(node: &mut Node, path: &str, check: &mut Check<'_>) {
                     node.data =
                         if *plain { Data::plain(&value) } else { Data::Text { text: value, plain: false } };
                 }
-                Err(message) => check.problem_at(path.to_owned(), Some(node.line), message),
+                Err(message) => check.unexpanded(path, node.line, message),
             }
         }
     }

@@ -85,16 +85,21 @@ fn host(
 
     let (first_token_timeout, total_timeout) =
         timeouts(raw.first_token_timeout, raw.total_timeout, common.timeout.as_ref(), at, check);
+    let connect_timeout = positive(raw.connect_timeout, &at.key("connect_timeout"), Span::seconds(1), check);
+    let stall_timeout = positive(raw.stall_timeout, &at.key("stall_timeout"), Span::seconds(30), check);
+    let retries = check.layered(&at.key("retries"), raw.retries, common.retries.clone(), 1);
+    let Span(keep_alive) = check.setting(&at.key("keep_alive"), raw.keep_alive, Span::seconds(300));
+    // Only now: a host without an address has its other keys checked too.
     Some(HostConfig {
         url: url?,
         max_ram: max_ram_gb.map(Bytes::from_gb),
-        connect_timeout: positive(raw.connect_timeout, &at.key("connect_timeout"), Span::seconds(1), check),
+        connect_timeout,
         first_token_timeout,
-        stall_timeout: positive(raw.stall_timeout, &at.key("stall_timeout"), Span::seconds(30), check),
+        stall_timeout,
         total_timeout,
-        retries: check.layered(&at.key("retries"), raw.retries, common.retries.clone(), 1),
+        retries,
         parallel,
-        keep_alive: check.setting(&at.key("keep_alive"), raw.keep_alive, Span::seconds(300)).0,
+        keep_alive,
     })
 }
 

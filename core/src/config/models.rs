@@ -36,6 +36,8 @@ pub(super) enum Known {
     Model(Role),
     /// It scores texts by another model.
     SimilarityRouter,
+    /// What it is has a problem of its own; references to it are taken as right.
+    Unclear,
 }
 
 /// Checks all models.
@@ -87,19 +89,19 @@ impl Scope {
         models: &BTreeMap<String, Field<RawModel>>,
         strategy: Strategy,
     ) -> Self {
-        let known = |raw: &Field<RawModel>| {
-            let Some(raw) = raw.given() else { return Known::Model(Role::Llm) };
-            let role = raw.role.given().copied().unwrap_or_default();
-            match raw.kind.given() {
-                Some(RawRouterKind::Similarity) if role == Role::Router => Known::SimilarityRouter,
-                Some(RawRouterKind::Similarity | RawRouterKind::Classifier) | None => Known::Model(role),
-            }
-        };
         Self {
             hosts: hosts.keys().cloned().collect(),
-            models: models.iter().map(|(name, raw)| (name.clone(), known(raw))).collect(),
+            models: models.iter().map(|(name, raw)| (name.clone(), Known::of(raw))).collect(),
             strategy,
         }
+    }
+
+    /// Whether there is a router, as far as that is clear.
+    pub(super) fn may_have_router(&self) -> bool {
+        self.models.values().any(|known| match known {
+            Known::SimilarityRouter | Known::Model(Role::Router) | Known::Unclear => true,
+            Known::Model(Role::Llm | Role::Embedding) => false,
+        })
     }
 
     /// The model called `given`, which must be of `role`.
@@ -111,6 +113,7 @@ impl Scope {
         check: &mut Check<'_>,
     ) -> Option<ModelName> {
         match self.models.get(given) {
+            Some(Known::Unclear) => return given.parse().ok(),
             Some(Known::Model(found)) if *found == role => return given.parse().ok(),
             Some(Known::Model(found)) => {
                 let (found, wanted) = (role_name(*found), role_name(role));
@@ -128,6 +131,24 @@ impl Scope {
             }
         }
         None
+    }
+}
+
+impl Known {
+    fn of(raw: &Field<RawModel>) -> Self {
+        let raw = match raw {
+            Field::Absent => return Self::Model(Role::default()),
+            Field::Given(raw) => raw,
+            Field::Wrong(_) => return Self::Unclear,
+        };
+        match (&raw.role, &raw.kind) {
+            (Field::Given(Role::Router), Field::Given(RawRouterKind::Similarity)) => Self::SimilarityRouter,
+            (Field::Given(Role::Router), Field::Absent | Field::Wrong(_)) | (Field::Wrong(_), _) => {
+                Self::Unclear
+            }
+            (Field::Given(role), _) => Self::Model(*role),
+            (Field::Absent, _) => Self::Model(Role::default()),
+        }
     }
 }
 

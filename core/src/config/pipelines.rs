@@ -8,7 +8,7 @@ use super::build::named;
 use super::check::{Check, did_you_mean};
 use super::domain::{InputKind, PipelineConfig, Role, StepAction, StepConfig};
 use super::field::Field;
-use super::models::{Known, Scope};
+use super::models::Scope;
 use super::raw::{RawInput, RawPipeline, RawSampling, RawStep};
 use super::values::{Names, Span};
 use crate::request::Sampling;
@@ -125,35 +125,39 @@ enum Deed {
 }
 
 fn action(raw: RawStep, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Option<StepAction> {
-    for (key, absent) in [("transcribe", raw.transcribe.is_absent()), ("describe", raw.describe.is_absent())]
-    {
-        if !absent {
-            check.problem(&at.key(key), NOT_YET);
-            return None;
-        }
+    let deed = if not_yet(&raw, at, check) { None } else { deed(&raw, at, check) };
+    if let Some(deed) = deed {
+        keys_fit(&raw, deed, at, check);
     }
-    let deed = deed(&raw, at, check)?;
-    misplaced(&raw, deed, at, check);
-    if deed == Deed::Route {
-        if !scope.has_router() {
-            check.problem(&at.key("route"), "there is no router: add a model with `role: router`");
-        }
-        return Some(StepAction::Route { text: check.optional(&at.key("route"), raw.route)? });
-    }
-    let model = model(raw.model, &at.key("model"), scope, check);
+    let at_model = at.key("model");
+    let model = check.optional(&at_model, raw.model).and_then(|given| model(given, &at_model, scope, check));
+    let prompt = check.optional(&at.key("prompt"), raw.prompt);
+    let system = check.optional(&at.key("system"), raw.system);
+    let text = check.optional(&at.key("modulate"), raw.modulate);
+    let tone = check.optional(&at.key("tone"), raw.tone);
+    let route = check.optional(&at.key("route"), raw.route);
     let sampling = sampling(raw.sampling, &at.key("sampling"), check);
-    let tone_is_missing = raw.tone.is_absent();
-    let (prompt, system) =
-        (check.optional(&at.key("prompt"), raw.prompt), check.optional(&at.key("system"), raw.system));
-    let (text, tone) =
-        (check.optional(&at.key("modulate"), raw.modulate), check.optional(&at.key("tone"), raw.tone));
-    if deed == Deed::Prompt {
-        return Some(StepAction::Prompt { model: model?, prompt: prompt?, system, sampling });
+    match deed? {
+        Deed::Prompt => Some(StepAction::Prompt { model: model?, prompt: prompt?, system, sampling }),
+        Deed::Modulate => Some(StepAction::Modulate { model: model?, text: text?, tone: tone?, sampling }),
+        Deed::Route => {
+            check.require(
+                &at.key("route"),
+                scope.may_have_router(),
+                "there is no router: add a model with `role: router`",
+            );
+            Some(StepAction::Route { text: route? })
+        }
     }
-    if tone_is_missing {
-        check.problem(&at.key("tone"), "missing: the tone to say it in, such as friendly");
+}
+
+fn not_yet(raw: &RawStep, at: &At<'_>, check: &mut Check<'_>) -> bool {
+    let keys = [("transcribe", &raw.transcribe), ("describe", &raw.describe)];
+    let given: Vec<_> = keys.into_iter().filter(|(_, field)| !field.is_absent()).collect();
+    for (key, _) in &given {
+        check.problem(&at.key(key), NOT_YET);
     }
-    Some(StepAction::Modulate { model: model?, text: text?, tone: tone?, sampling })
+    !given.is_empty()
 }
 
 fn deed(raw: &RawStep, at: &At<'_>, check: &mut Check<'_>) -> Option<Deed> {
@@ -179,9 +183,15 @@ fn deed(raw: &RawStep, at: &At<'_>, check: &mut Check<'_>) -> Option<Deed> {
     }
 }
 
-/// Notes keys that mean nothing for what the step does.
-fn misplaced(raw: &RawStep, deed: Deed, at: &At<'_>, check: &mut Check<'_>) {
+/// Notes keys that are missing for what the step does, or mean nothing for it.
+fn keys_fit(raw: &RawStep, deed: Deed, at: &At<'_>, check: &mut Check<'_>) {
     let asks = matches!(deed, Deed::Prompt | Deed::Modulate);
+    if asks && raw.model.is_absent() {
+        check.problem(&at.key("model"), "missing: the model to ask");
+    }
+    if deed == Deed::Modulate && raw.tone.is_absent() {
+        check.problem(&at.key("tone"), "missing: the tone to say it in, such as friendly");
+    }
     let keys = [
         ("model", raw.model.is_absent(), asks, "prompt and modulate"),
         ("sampling", raw.sampling.is_absent(), asks, "prompt and modulate"),
@@ -196,11 +206,7 @@ fn misplaced(raw: &RawStep, deed: Deed, at: &At<'_>, check: &mut Check<'_>) {
 }
 
 /// The model's name, or a template that gives one when the step runs.
-fn model(field: Field<String>, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Option<String> {
-    if field.is_absent() {
-        check.problem(at, "missing: the model to ask");
-    }
-    let given = check.optional(at, field)?;
+fn model(given: String, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Option<String> {
     if given.contains("{{") || given.contains("{%") {
         return Some(given);
     }
@@ -238,11 +244,4 @@ fn number(field: Field<f64>, range: RangeInclusive<f64>, at: &At<'_>, check: &mu
         return None;
     }
     Some(value as f32)
-}
-
-impl Scope {
-    fn has_router(&self) -> bool {
-        let is_router = |known: &Known| matches!(known, Known::SimilarityRouter | Known::Model(Role::Router));
-        self.models.values().any(is_router)
-    }
 }

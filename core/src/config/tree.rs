@@ -205,7 +205,11 @@ fn syntax(text: &str, error: &ScanError) -> Misfit {
         let key: String = rest.take_while(|c| !matches!(c, ':' | '\n')).collect();
         format!("key `{}` is given twice in one mapping; keep one", key.trim())
     } else {
-        format!("column {}: not YAML: {}", place.col() + 1, error.info())
+        let in_flow =
+            text.lines().nth(place.line().saturating_sub(1)).is_some_and(|line| line.contains("${"));
+        let hint =
+            if in_flow { "; within {} or [] put ${..} in quotes, or on a line of its own" } else { "" };
+        format!("column {}: not YAML: {}{hint}", place.col() + 1, error.info())
     };
     Misfit { line: place.line(), message }
 }

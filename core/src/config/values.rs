@@ -96,12 +96,13 @@ impl<'de> Deserialize<'de> for Names {
         if let Some(name) = value.as_str() {
             return Ok(Self::One(name.to_owned()));
         }
-        let names = value.as_sequence().and_then(|items| {
-            items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
-        });
         let wrong =
-            || D::Error::custom(format!("found {}, expected a name or a list of names", shown(&value)));
-        names.map(Self::Several).ok_or_else(wrong)
+            |found: String| D::Error::custom(format!("found {found}, expected a name or a list of names"));
+        let Some(items) = value.as_sequence() else { return Err(wrong(shown(&value))) };
+        let name = |item: &Value| {
+            item.as_str().map(str::to_owned).ok_or_else(|| wrong(format!("{} in the list", shown(item))))
+        };
+        items.iter().map(name).collect::<Result<_, _>>().map(Self::Several)
     }
 }
 

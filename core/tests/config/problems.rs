@@ -67,6 +67,30 @@ pipelines:
 }
 
 #[test]
+fn one_problem_neither_hides_the_others_of_its_entry_nor_brings_more() {
+    let paths = |text: &str| problems(text).into_iter().map(|p| p.path).collect::<Vec<_>>();
+    let host = "hosts: {lan: {url: lan, retries: -1, keep_alive: soon, stall_timeout: 0s}}\n";
+    assert_eq!(
+        paths(&format!("{host}{MODELS}")),
+        ["hosts.lan.url", "hosts.lan.stall_timeout", "hosts.lan.retries", "hosts.lan.keep_alive"]
+    );
+    let step = "pipelines: {p: {steps: [{id: a, model: lfm3, system: 5, sampling: {top_k: x}}]}}";
+    assert_eq!(
+        paths(&format!("{MODELS}{step}")),
+        [
+            "pipelines.p.steps[0]",
+            "pipelines.p.steps[0].model",
+            "pipelines.p.steps[0].system",
+            "pipelines.p.steps[0].sampling.top_k"
+        ]
+    );
+    let role = "  e: {role: embeding, backend: gguf_native}\n  r: {role: router, kind: similarity, model: e, labels: {a: [x]}}";
+    assert_eq!(paths(&format!("{MODELS}{role}")), ["models.e.role"]);
+    let host = "  x: {backend: ollama_http, host: '${NOWHERE}'}";
+    assert_eq!(paths(&format!("{MODELS}{host}")), ["models.x.host"]);
+}
+
+#[test]
 fn a_problem_names_its_file_line_and_key() {
     let error = config::parse(
         "models:\n  a: {backend: ollama_htp}",
@@ -105,6 +129,11 @@ fn text_that_is_not_yaml_says_where() {
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].line, Some(3));
     assert!(found[0].message.starts_with("column "), "{found:?}");
+    let found = problems("memory: {max_ram_gb: ${GB}}\n");
+    assert!(
+        found[0].message.ends_with("within {} or [] put ${..} in quotes, or on a line of its own"),
+        "{found:?}"
+    );
 }
 
 #[test]
