@@ -35,6 +35,8 @@ pub struct Config {
 pub struct HostConfig {
     /// Base address, `http://` or `https://`, without a path.
     pub url: String,
+    /// What its models may take of its memory together; `None` leaves the host alone.
+    pub max_ram: Option<Bytes>,
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
     /// How long the first token may take, the host's own queue and load included.

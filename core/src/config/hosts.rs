@@ -1,0 +1,242 @@
+//! `hosts:`, and the host that models use when they name none.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::at::At;
+use super::build::named;
+use super::check::Check;
+use super::domain::HostConfig;
+use super::field::Field;
+use super::limits::{is_size, positive};
+use super::raw::{HostKind, RawHost};
+use super::sources::Source;
+use super::values::Span;
+use crate::units::{Bytes, HostName};
+
+/// The host of models that name none.
+pub(super) const IMPLICIT: &str = "ollama";
+
+/// Where Ollama listens unless told otherwise.
+const OLLAMA_DEFAULT_URL: &str = "http://127.0.0.1:11434";
+
+/// The hosts of the file, and the implicit one if a model uses it.
+pub(super) fn hosts(
+    mut raw: BTreeMap<String, Field<RawHost>>,
+    implicit_is_used: bool,
+    at: &At<'_>,
+    check: &mut Check<'_>,
+) -> BTreeMap<HostName, HostConfig> {
+    if implicit_is_used {
+        raw.entry(IMPLICIT.to_owned()).or_default();
+    }
+    if raw.is_empty() {
+        return BTreeMap::new();
+    }
+    let common = Common::read(check);
+    let mut hosts = BTreeMap::new();
+    for (name, raw, at) in named::<HostName, RawHost>(raw, at, check) {
+        if let Some(host) = host(raw, name.as_str() == IMPLICIT, &at, &common, check) {
+            hosts.insert(name, host);
+        }
+    }
+    hosts
+}
+
+/// What variables say for all hosts.
+struct Common {
+    timeout: Option<(Span, Source)>,
+    retries: Option<(u32, Source)>,
+}
+
+impl Common {
+    fn read(check: &mut Check<'_>) -> Self {
+        let seconds_or_span = |text: &str| {
+            let span = text.parse().ok().map(Span::seconds).or_else(|| Span::parse(text));
+            span.filter(|span| !span.0.is_zero())
+        };
+        Self {
+            timeout: check.variable("OLLAMA_TIMEOUT", seconds_or_span, "a time, such as 30 or 30s"),
+            retries: check.variable("OLLAMA_RETRIES", |text| text.parse().ok(), "a whole number from 0 up"),
+        }
+    }
+}
+
+fn host(
+    raw: RawHost,
+    implicit: bool,
+    at: &At<'_>,
+    common: &Common,
+    check: &mut Check<'_>,
+) -> Option<HostConfig> {
+    let at_kind = at.key("kind");
+    if check.setting(&at_kind, raw.kind, HostKind::Ollama) == HostKind::Openai {
+        check.problem(&at_kind, "openai is not supported yet; use kind: ollama");
+    }
+    let url = url(raw.url, implicit, &at.key("url"), check);
+
+    let at_ram = at.key("max_ram_gb");
+    let max_ram_gb = check.optional(&at_ram, raw.max_ram_gb);
+    check.require(&at_ram, max_ram_gb.is_none_or(is_size), "must be a size in GB above 0");
+    let at_parallel = at.key("parallel");
+    let parallel = check.setting(&at_parallel, raw.parallel, 1);
+    check.require(&at_parallel, parallel > 0, "must be 1 or more");
+
+    let (first_token_timeout, total_timeout) =
+        timeouts(raw.first_token_timeout, raw.total_timeout, common.timeout.as_ref(), at, check);
+    let connect_timeout = positive(raw.connect_timeout, &at.key("connect_timeout"), Span::seconds(1), check);
+    let stall_timeout = positive(raw.stall_timeout, &at.key("stall_timeout"), Span::seconds(30), check);
+    let retries = check.layered(&at.key("retries"), raw.retries, common.retries.clone(), 1);
+    let Span(keep_alive) = check.setting(&at.key("keep_alive"), raw.keep_alive, Span::seconds(300));
+    // Only now: a host without an address has its other keys checked too.
+    Some(HostConfig {
+        url: url?,
+        max_ram: max_ram_gb.map(Bytes::from_gb),
+        connect_timeout,
+        first_token_timeout,
+        stall_timeout,
+        total_timeout,
+        retries,
+        parallel,
+        keep_alive,
+    })
+}
+
+/// The timeouts for the first token and for the whole. A first token's that is not given never exceeds the whole's.
+fn timeouts(
+    first_token: Field<Span>,
+    total: Field<Span>,
+    variable: Option<&(Span, Source)>,
+    at: &At<'_>,
+    check: &mut Check<'_>,
+) -> (Duration, Duration) {
+    let (at_first, at_total) = (at.key("first_token_timeout"), at.key("total_timeout"));
+    let Span(total) = check.layered(&at_total, total, variable.cloned(), Span::seconds(600));
+    check.require(&at_total, !total.is_zero(), "must be longer than 0");
+    let default = Span(total.min(Duration::from_secs(120)));
+    let Span(first) = check.layered(&at_first, first_token, variable.cloned(), default);
+    check.require(&at_first, total.is_zero() || !first.is_zero(), "must be longer than 0");
+    check.require(&at_first, first <= total, "must not be longer than total_timeout");
+    (first, total)
+}
+
+/// The host's address. The implicit host has one even where the file gives none.
+fn url(field: Field<String>, implicit: bool, at: &At<'_>, check: &mut Check<'_>) -> Option<String> {
+    let missing = field.is_absent();
+    if missing && !implicit {
+        check.problem(at, "missing: the host's address, such as http://127.0.0.1:11434");
+        return None;
+    }
+    if missing {
+        let (given, source) = match check.env.get("OLLAMA_BASE_URL") {
+            Some((url, variable)) => (url, Source::Variable(variable)),
+            None => (OLLAMA_DEFAULT_URL, Source::Default),
+        };
+        return match base_url(given) {
+            Ok(url) => {
+                check.note(at, &url, source);
+                Some(url)
+            }
+            Err(message) => {
+                check.problem_at("OLLAMA_BASE_URL".to_owned(), None, message);
+                None
+            }
+        };
+    }
+    let given = check.read(at, field)?;
+    match base_url(&given) {
+        Ok(url) => {
+            check.note(at, &url, check.source(at));
+            Some(url)
+        }
+        Err(message) => {
+            check.problem(at, message);
+            None
+        }
+    }
+}
+
+/// A base address without its last slash. The messages never show it: it may hold a password.
+fn base_url(given: &str) -> Result<String, &'static str> {
+    let given = given.trim();
+    if given.contains('@') {
+        return Err("must not hold a user name or password");
+    }
+    let (scheme, rest) = given.split_once("://").unwrap_or(("", given));
+    let scheme = scheme.to_ascii_lowercase();
+    if !matches!(scheme.as_str(), "http" | "https") {
+        return Err("must begin with http:// or https://");
+    }
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains(['/', '?', '#', '\\']) {
+        return Err("must end after the host and port: no path, query or fragment");
+    }
+    let (host, port) = split_port(authority)?;
+    if !is_host(host) {
+        return Err("has no valid host name or address");
+    }
+    if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
+        return Err("has a port that is not a number from 1 to 65535");
+    }
+    Ok(format!("{scheme}://{authority}"))
+}
+
+fn split_port(authority: &str) -> Result<(&str, Option<&str>), &'static str> {
+    let Some(end) = authority.rfind(']') else {
+        return Ok(authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))));
+    };
+    let (host, rest) = authority.split_at(end + 1);
+    match rest.strip_prefix(':') {
+        Some(port) => Ok((host, Some(port))),
+        None if rest.is_empty() => Ok((host, None)),
+        None => Err("has no valid host name or address"),
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[') {
+        return address.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    }
+    !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_address_is_a_scheme_a_host_and_perhaps_a_port() {
+        for (given, kept) in [
+            ("http://127.0.0.1:11434", "http://127.0.0.1:11434"),
+            ("HTTPS://models.lan/", "https://models.lan"),
+            ("http://[::1]:80", "http://[::1]:80"),
+        ] {
+            assert_eq!(base_url(given).as_deref(), Ok(kept));
+        }
+        let bad = [
+            "",
+            "localhost:11434",
+            "ftp://h",
+            "http://",
+            "http://h:0",
+            "http://h:x",
+            "http://h:70000",
+            "http://h/api",
+            "http://h?x=1",
+            "http://a b",
+            "http://[::1",
+            "http://[::1]x",
+            "http://:80",
+        ];
+        for given in bad {
+            assert!(base_url(given).is_err(), "{given}");
+        }
+    }
+
+    #[test]
+    fn a_refused_address_is_never_shown() {
+        let message = base_url("http://me:hunter2@host").expect_err("user names are refused");
+        assert!(!message.contains("hunter2"));
+    }
+}

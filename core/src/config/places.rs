@@ -1,0 +1,332 @@
+//! Where a model can run: its backend and its fallbacks, on hosts and from files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::at::At;
+use super::check::{Check, did_you_mean};
+use super::domain::{Context, GgufConfig, Place, Role, Strategy, Weights};
+use super::field::Field;
+use super::hosts::IMPLICIT;
+use super::models::Scope;
+use super::raw::{RawBackend, RawModel};
+use super::sources::Source;
+use super::values::{Names, RawContext};
+use crate::units::{HostName, ModelName};
+
+/// The name of [`RawBackend::GgufNative`] among fallbacks.
+pub(super) const GGUF: &str = "gguf_native";
+
+/// The name of [`RawBackend::OllamaHttp`] among fallbacks.
+pub(super) const OLLAMA: &str = "ollama_http";
+
+/// The model that SOLAR_MODEL_NAME and SOLAR_PREFER_HTTP speak of.
+const SOLAR: &str = "solar";
+
+/// Bounds of a context length that is chosen at load, where the file gives none: the ends of the scale by free
+/// memory.
+const AUTO_CONTEXT: (u32, u32) = (1000, 8000);
+
+/// What SOLAR_PREFER_HTTP says, where it is set.
+#[derive(Debug)]
+pub(super) struct Switch(Option<(bool, Source)>);
+
+impl Switch {
+    pub(super) fn read(check: &mut Check<'_>) -> Self {
+        let parse = |text: &str| match text.to_ascii_lowercase().as_str() {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        };
+        Self(check.variable("SOLAR_PREFER_HTTP", parse, "true, false, 1 or 0"))
+    }
+}
+
+/// The places of a model, first choice first. Empty if there is none, which is noted.
+pub(super) fn places(
+    name: &ModelName,
+    role: Role,
+    raw: RawModel,
+    at: &At<'_>,
+    (scope, switch): (&Scope, &Switch),
+    check: &mut Check<'_>,
+) -> Vec<Place> {
+    let choices = choices(&raw, role, name, at, scope, check);
+    let on_host = choices.contains(&Choice::Ollama);
+    let from_file = choices.contains(&Choice::Gguf);
+    note_unused(&raw, (on_host, from_file), at, check);
+
+    let context = context(raw.context, &at.key("context"), check);
+    let hosts = on_host.then(|| OnHosts::read(name, raw.host, raw.host_model, at, scope, check));
+    let at_mmproj = at.key("mmproj");
+    let mmproj = check.optional(&at_mmproj, raw.mmproj);
+    check.require(&at_mmproj, mmproj.is_none_or(|path| !path.trim().is_empty()), "must not be empty");
+    let gguf = from_file.then(|| GgufConfig {
+        path: file(name, raw.path, at, check),
+        context,
+        weights: check.setting(&at.key("weights"), raw.weights, Weights::default()),
+        threads: threads(raw.threads, &at.key("threads"), check),
+    });
+
+    let mut places = Vec::new();
+    for choice in &choices {
+        match choice {
+            Choice::Gguf => places.extend(gguf.clone().map(Place::Gguf)),
+            Choice::Ollama => places.extend(hosts.iter().flat_map(|hosts| hosts.places(context))),
+            Choice::Model(model) => places.push(Place::Model(model.clone())),
+        }
+    }
+    let at_backend = at.key("backend");
+    let source = prefer(name, &mut places, switch).unwrap_or_else(|| check.source(&at_backend));
+    let had_places = !places.is_empty();
+    restrict(&mut places, scope.strategy);
+    let Some(first) = places.iter().position(|place| !matches!(place, Place::Model(_))) else {
+        if had_places && scope.strategy == Strategy::GgufOnly {
+            let message = format!(
+                "memory.strategy gguf_only leaves it no place of its own; add `fallback: {GGUF}`, or change the strategy"
+            );
+            check.problem(&at_backend, message);
+        }
+        // Otherwise its backend or its hosts have a problem, which is noted.
+        return Vec::new();
+    };
+    // Another model never comes first.
+    places[..=first].rotate_right(1);
+    check.note(&at.key("places"), &places.iter().map(shown).collect::<Vec<_>>(), source);
+    places
+}
+
+/// One entry of a model's order: its backend, then its fallbacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Choice {
+    Gguf,
+    Ollama,
+    Model(ModelName),
+}
+
+fn choices(
+    raw: &RawModel,
+    role: Role,
+    name: &ModelName,
+    at: &At<'_>,
+    scope: &Scope,
+    check: &mut Check<'_>,
+) -> Vec<Choice> {
+    let at_backend = at.key("backend");
+    if raw.backend.is_absent() {
+        check.problem(&at_backend, format!("missing: write `backend: {GGUF}` or `backend: {OLLAMA}`"));
+    }
+    let mut choices = Vec::new();
+    choices.extend(check.optional(&at_backend, raw.backend.clone()).map(|backend| match backend {
+        RawBackend::GgufNative => Choice::Gguf,
+        RawBackend::OllamaHttp => Choice::Ollama,
+    }));
+    let at_fallback = at.key("fallback");
+    let fallback = check.optional(&at_fallback, raw.fallback.clone());
+    for (index, given) in fallback.iter().flat_map(Names::as_slice).enumerate() {
+        let at = match fallback {
+            Some(Names::Several(_)) => at_fallback.item(index),
+            Some(Names::One(_)) | None => at_fallback.clone(),
+        };
+        let Some(choice) = fallback_choice(given, role, name, &at, scope, check) else { continue };
+        if choices.contains(&choice) {
+            check.problem(&at, format!("`{given}` is in its order already; remove it here"));
+        } else {
+            choices.push(choice);
+        }
+    }
+    choices
+}
+
+fn fallback_choice(
+    given: &str,
+    role: Role,
+    name: &ModelName,
+    at: &At<'_>,
+    scope: &Scope,
+    check: &mut Check<'_>,
+) -> Option<Choice> {
+    match given {
+        GGUF => return Some(Choice::Gguf),
+        OLLAMA => return Some(Choice::Ollama),
+        _ => {}
+    }
+    if given == name.as_str() {
+        check.problem(at, "a model cannot fall back to itself; for its file write gguf_native");
+        return None;
+    }
+    if scope.models.contains_key(given) {
+        return scope.model(given, role, at, check).map(Choice::Model);
+    }
+    let known = [GGUF, OLLAMA].into_iter().chain(scope.models.keys().map(String::as_str));
+    let hint = did_you_mean(given, known);
+    check.problem(at, format!("`{given}` is neither a backend nor a model{hint}"));
+    None
+}
+
+/// Warns of keys that only a backend needs which this model does not have.
+fn note_unused(raw: &RawModel, (on_host, from_file): (bool, bool), at: &At<'_>, check: &mut Check<'_>) {
+    let of_hosts = [("host", !raw.host.is_absent()), ("host_model", !raw.host_model.is_absent())];
+    let of_files = [
+        ("path", !raw.path.is_absent()),
+        ("mmproj", !raw.mmproj.is_absent()),
+        ("weights", !raw.weights.is_absent()),
+        ("threads", !raw.threads.is_absent()),
+    ];
+    let unused = |used: bool, backend| {
+        move |(key, given): (&'static str, bool)| (given && !used).then_some((key, backend))
+    };
+    let keys = of_hosts.into_iter().filter_map(unused(on_host, OLLAMA));
+    for (key, backend) in keys.chain(of_files.into_iter().filter_map(unused(from_file, GGUF))) {
+        let message = format!("no effect: neither backend nor fallback is {backend}");
+        check.warn(&at.key(key), message);
+    }
+}
+
+/// The hosts of a model, and its name there.
+struct OnHosts {
+    hosts: Vec<HostName>,
+    model: String,
+}
+
+impl OnHosts {
+    fn read(
+        name: &ModelName,
+        host: Field<Names>,
+        host_model: Field<String>,
+        at: &At<'_>,
+        scope: &Scope,
+        check: &mut Check<'_>,
+    ) -> Self {
+        let at_host = at.key("host");
+        if host.is_absent() && !scope.hosts.is_empty() && !scope.hosts.contains(IMPLICIT) {
+            check.warn(
+                &at_host,
+                format!("names none of the hosts above, so it uses the host `{IMPLICIT}` of OLLAMA_BASE_URL"),
+            );
+        }
+        let names = check.setting(&at_host, host, Names::One(IMPLICIT.to_owned()));
+        let mut hosts: Vec<HostName> = Vec::new();
+        for (index, given) in names.as_slice().iter().enumerate() {
+            let at = match names {
+                Names::Several(_) => at_host.item(index),
+                Names::One(_) => at_host.clone(),
+            };
+            match given.parse() {
+                Ok(host) if hosts.contains(&host) => {
+                    check.problem(&at, format!("host `{given}` is named twice"))
+                }
+                Ok(host) if given == IMPLICIT || scope.hosts.contains(given) => hosts.push(host),
+                Ok(_) | Err(_) => {
+                    let hint = did_you_mean(given, scope.hosts.iter().map(String::as_str));
+                    check.problem(&at, format!("unknown host `{given}`{hint}"));
+                }
+            }
+        }
+        check.require(&at_host, !names.as_slice().is_empty(), "names no host");
+
+        let at_model = at.key("host_model");
+        let variable = check.env.get("SOLAR_MODEL_NAME").filter(|_| name.as_str() == SOLAR);
+        let above = variable.map(|(model, variable)| (model.to_owned(), Source::Variable(variable)));
+        let model = check.layered(&at_model, host_model, above, name.to_string());
+        check.require(&at_model, !model.trim().is_empty(), "must not be empty");
+        Self { hosts, model }
+    }
+
+    fn places(&self, context: Context) -> impl Iterator<Item = Place> {
+        let n_ctx = match context {
+            Context::Fixed(tokens) => Some(tokens),
+            Context::Auto { .. } => None,
+        };
+        self.hosts.iter().map(move |host| Place::Ollama {
+            host: host.clone(),
+            model: self.model.clone(),
+            n_ctx,
+        })
+    }
+}
+
+/// The model's file: beside the configuration if it is there, else in the working directory if it is there.
+fn file(name: &ModelName, field: Field<String>, at: &At<'_>, check: &mut Check<'_>) -> PathBuf {
+    let at = at.key("path");
+    let default = format!("models/{name}.gguf");
+    let (given, source) = match check.read(&at, field) {
+        Some(given) => (given, check.source(&at)),
+        None => (default, Source::Default),
+    };
+    check.require(&at, !given.trim().is_empty(), "must not be empty");
+    let beside = match check.file.and_then(Path::parent) {
+        Some(folder) => folder.join(&given),
+        None => PathBuf::from(&given),
+    };
+    let path = if !beside.exists() && Path::new(&given).exists() { PathBuf::from(given) } else { beside };
+    check.note(&at, &path, source);
+    path
+}
+
+fn context(field: Field<RawContext>, at: &At<'_>, check: &mut Check<'_>) -> Context {
+    let (min, max) = AUTO_CONTEXT;
+    let source = check.source(at);
+    let context = match check.read(at, field) {
+        None | Some(RawContext::Auto) => Context::Auto { min, max },
+        Some(RawContext::Tokens(tokens)) => Context::Fixed(tokens),
+        Some(RawContext::Bounds(bounds)) => Context::Auto {
+            // A bound that is given alone moves the other one where it has to.
+            min: check
+                .read(&at.key("min"), bounds.min.clone())
+                .unwrap_or(min.min(bounds.max.given().copied().unwrap_or(max))),
+            max: check
+                .read(&at.key("max"), bounds.max)
+                .unwrap_or(max.max(bounds.min.given().copied().unwrap_or(min))),
+        },
+    };
+    match context {
+        Context::Fixed(tokens) => {
+            check.require(at, tokens > 0, "must be 1 token or more");
+            check.note(at, &tokens, source);
+        }
+        Context::Auto { min, max } => {
+            check.require(at, min > 0, "min must be 1 token or more");
+            check.require(at, min <= max, "min must not be above max");
+            check.note(at, &BTreeMap::from([("max", max), ("min", min)]), source);
+        }
+    }
+    context
+}
+
+fn threads(field: Field<usize>, at: &At<'_>, check: &mut Check<'_>) -> Option<usize> {
+    let threads = check.optional(at, field);
+    check.require(at, threads != Some(0), "must be 1 or more");
+    threads
+}
+
+/// Puts the preferred backend of SOLAR first; the rest keeps its order. Says what decided, if anything did.
+fn prefer(name: &ModelName, places: &mut [Place], switch: &Switch) -> Option<Source> {
+    let (prefer_http, source) = switch.0.as_ref().filter(|_| name.as_str() == SOLAR)?;
+    places.sort_by_key(|place| match place {
+        Place::Ollama { .. } => !prefer_http,
+        Place::Gguf(_) => *prefer_http,
+        Place::Model(_) => true,
+    });
+    Some(source.clone())
+}
+
+fn restrict(places: &mut Vec<Place>, strategy: Strategy) {
+    let is_host = |place: &Place| matches!(place, Place::Ollama { .. });
+    match strategy {
+        Strategy::HybridHttpGguf => {}
+        Strategy::GgufOnly => places.retain(|place| !is_host(place)),
+        Strategy::HttpOnly if places.iter().any(is_host) => {
+            places.retain(|place| !matches!(place, Place::Gguf(_)));
+        }
+        Strategy::HttpOnly => {}
+    }
+}
+
+fn shown(place: &Place) -> String {
+    match place {
+        Place::Gguf(_) => GGUF.to_owned(),
+        Place::Ollama { host, .. } => format!("{OLLAMA}:{host}"),
+        Place::Model(model) => model.to_string(),
+    }
+}

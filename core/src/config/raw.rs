@@ -1,0 +1,278 @@
+//! The shapes of the file, as serde reads them and the JSON schema describes them. Nothing is checked here but types;
+//! the documentation of the fields is that of the file's keys.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::domain::{Class, Role, Strategy, Weights};
+use super::field::Field;
+use super::values::{Names, RawContext, Span};
+
+/// Language models on one machine: which there are, where they run, and how much memory they may take.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawConfig {
+    /// Remote hosts by name.
+    pub(super) hosts: Field<BTreeMap<String, Field<RawHost>>>,
+    /// Logical models by name. At least one.
+    pub(super) models: Field<BTreeMap<String, Field<RawModel>>>,
+    /// The memory budget and its limits.
+    pub(super) memory: Field<RawMemory>,
+    /// How many requests may wait, and how long.
+    pub(super) queue: Field<RawQueue>,
+    /// The Prometheus endpoint; none without it.
+    pub(super) metrics: Field<RawMetrics>,
+    /// Pipelines by name.
+    pub(super) pipelines: Field<BTreeMap<String, Field<RawPipeline>>>,
+}
+
+/// A remote host.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawHost {
+    /// The protocol it speaks. Default: ollama.
+    pub(super) kind: Field<HostKind>,
+    /// Its address: http:// or https://, host, and port where it is not the protocol's own. No path, no user name.
+    pub(super) url: Field<String>,
+    /// The memory that its models may take together, in GB (10⁹ bytes). Above it, the least recently used idle model
+    /// is unloaded, never deleted. Without it, the host is left alone.
+    #[schemars(range(min = 0))]
+    pub(super) max_ram_gb: Field<f64>,
+    /// How long a connection may take to open. Default: 1s.
+    pub(super) connect_timeout: Field<Span>,
+    /// How long the first token may take, the host's own queue and load included. Default: 2m.
+    pub(super) first_token_timeout: Field<Span>,
+    /// How long the answer may pause between tokens. Default: 30s.
+    pub(super) stall_timeout: Field<Span>,
+    /// How long a whole answer may take. Default: 10m.
+    pub(super) total_timeout: Field<Span>,
+    /// How often a request is tried again after a failure to connect. Default: 1.
+    pub(super) retries: Field<u32>,
+    /// Requests that may run on it at once. Default: 1.
+    #[schemars(range(min = 1))]
+    pub(super) parallel: Field<usize>,
+    /// How long the host is asked to keep a model after a request. Default: 5m.
+    pub(super) keep_alive: Field<Span>,
+}
+
+/// The protocol of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum HostKind {
+    /// Ollama's own.
+    Ollama,
+    /// Not supported yet.
+    Openai,
+}
+
+/// A logical model: one name, and one or more places that can serve it.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawModel {
+    /// What it is for. Only LLMs count for `max_concurrent_llms`. Default: llm.
+    pub(super) role: Field<Role>,
+    /// How hard the pool holds on to it. Default: resident for embedding models and routers, on_demand for LLMs.
+    pub(super) class: Field<Class>,
+    /// Where it runs. Every model needs it, except a router of kind similarity.
+    pub(super) backend: Field<RawBackend>,
+    /// Where it runs when its backend cannot: the other backend, another model, or a list of these in order.
+    pub(super) fallback: Field<Names>,
+    /// The host of backend ollama_http, or a list of hosts in order. Default: a host `ollama` at OLLAMA_BASE_URL, or
+    /// at http://127.0.0.1:11434.
+    pub(super) host: Field<Names>,
+    /// Its name on the host. Default: SOLAR_MODEL_NAME for the model `solar`, else the model's name here.
+    pub(super) host_model: Field<String>,
+    /// The GGUF file of backend gguf_native, relative to this file's folder, then to the working directory. Default:
+    /// models/<name>.gguf.
+    pub(super) path: Field<String>,
+    /// Projector for images and audio; not used by text requests.
+    pub(super) mmproj: Field<String>,
+    /// The context length: auto (by free memory), a number of tokens, or bounds for auto. Default: auto.
+    pub(super) context: Field<RawContext>,
+    /// How the weights of a GGUF file are held. Default: auto.
+    pub(super) weights: Field<Weights>,
+    /// CPU threads for a GGUF file. Default: all that the process may use.
+    #[schemars(range(min = 1))]
+    pub(super) threads: Field<usize>,
+    /// Unloaded after this long without a request. Default: kept until its memory is needed.
+    pub(super) ttl: Field<Span>,
+    /// For role router: how it scores texts.
+    pub(super) kind: Field<RawRouterKind>,
+    /// For a router of kind similarity: the embedding model.
+    pub(super) model: Field<String>,
+    /// For a router of kind similarity: example texts by label.
+    pub(super) labels: Field<BTreeMap<String, Field<Vec<String>>>>,
+    /// For role router: the model for each label. A label without one takes the default.
+    pub(super) routes: Field<BTreeMap<String, Field<String>>>,
+    /// For role router: the model when no label wins.
+    pub(super) default: Field<String>,
+    /// For role router: the score a label needs to win, from 0 to 1. Default: 0, the highest always wins.
+    #[schemars(range(min = 0, max = 1))]
+    pub(super) threshold: Field<f64>,
+}
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawBackend {
+    /// On a remote Ollama.
+    OllamaHttp,
+    /// From a GGUF file, in this process.
+    GgufNative,
+}
+
+/// How a router scores texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawRouterKind {
+    /// By the likeness of their embedding to example texts.
+    Similarity,
+    /// By a model with a classification head.
+    Classifier,
+}
+
+/// The memory budget and its limits.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawMemory {
+    /// All that this process may hold for models, in GB (10⁹ bytes). Not beside a preset.
+    #[schemars(range(min = 0))]
+    pub(super) max_ram_gb: Field<f64>,
+    /// A budget by name: low 2 GB, medium 6 GB, high 12 GB, very_high 24 GB. Default: medium.
+    pub(super) preset: Field<Preset>,
+    /// LLMs that may be loaded or loading at once, remote ones included. Default: 3.
+    #[schemars(range(min = 1))]
+    pub(super) max_concurrent_llms: Field<usize>,
+    /// Where models run. Default: hybrid_http_gguf.
+    pub(super) strategy: Field<Strategy>,
+    /// How often memory is looked at without a cause. Default: 30s.
+    pub(super) monitor_interval: Field<Span>,
+}
+
+/// A budget by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Preset {
+    /// 2 GB.
+    Low,
+    /// 6 GB.
+    Medium,
+    /// 12 GB.
+    High,
+    /// 24 GB.
+    VeryHigh,
+}
+
+/// How many requests may wait, and how long.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawQueue {
+    /// Requests that may wait at once, over all models. Default: 256.
+    #[schemars(range(min = 1))]
+    pub(super) max_waiting: Field<usize>,
+    /// How long a request waits for its model unless it says otherwise. Default: 5m.
+    pub(super) wait_timeout: Field<Span>,
+}
+
+/// The Prometheus endpoint.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawMetrics {
+    /// The address and port it listens on, such as 127.0.0.1:9464.
+    pub(super) listen: Field<String>,
+}
+
+/// Steps that run one after another, or side by side where none needs the other.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawPipeline {
+    /// What it is given. Default: text.
+    pub(super) input: Field<RawInput>,
+    /// Its steps. At least one.
+    pub(super) steps: Field<Vec<Field<RawStep>>>,
+}
+
+/// What a pipeline is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RawInput {
+    /// `{{ input.text }}`.
+    Text,
+    /// Not supported yet.
+    Audio,
+    /// Not supported yet.
+    Image,
+}
+
+/// One step: it does exactly one of prompt, modulate and route. Texts are templates over the input and the steps
+/// before, such as `{{ input.text }}` and `{{ expert.text }}`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawStep {
+    /// Its name for later steps.
+    pub(super) id: Field<String>,
+    /// The model that is asked; may be a template, such as `{{ pick.model }}`.
+    pub(super) model: Field<String>,
+    /// Asks the model this.
+    pub(super) prompt: Field<String>,
+    /// Instructions above the prompt.
+    pub(super) system: Field<String>,
+    /// Says this text again in another tone.
+    pub(super) modulate: Field<String>,
+    /// The tone for modulate: a word such as friendly.
+    pub(super) tone: Field<String>,
+    /// Asks the router which model suits this text. Gives label, model and scores.
+    pub(super) route: Field<String>,
+    /// Not supported yet.
+    pub(super) transcribe: Field<String>,
+    /// Not supported yet.
+    pub(super) describe: Field<String>,
+    /// The step is skipped unless this expression is true.
+    pub(super) when: Field<String>,
+    /// Ids of steps that must end first, besides those it refers to.
+    pub(super) needs: Field<Names>,
+    /// The step fails when it takes longer.
+    pub(super) timeout: Field<Span>,
+    /// The text that stands in for its own when it fails.
+    pub(super) fallback: Field<String>,
+    /// How tokens are chosen.
+    pub(super) sampling: Field<RawSampling>,
+}
+
+/// How tokens are chosen, and when to stop. What is left out is the model's choice.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawSampling {
+    /// Randomness; 0 always takes the likeliest token.
+    #[schemars(range(min = 0))]
+    pub(super) temperature: Field<f64>,
+    /// Only the k likeliest tokens are considered; 0 considers all.
+    pub(super) top_k: Field<u32>,
+    /// Only the likeliest tokens that together reach this probability are considered.
+    #[schemars(range(min = 0, max = 1))]
+    pub(super) top_p: Field<f64>,
+    /// Tokens below this fraction of the likeliest one's probability are left out.
+    #[schemars(range(min = 0, max = 1))]
+    pub(super) min_p: Field<f64>,
+    /// Divides the score of tokens seen among the last 64; 1 is off.
+    #[schemars(range(min = 0))]
+    pub(super) repeat_penalty: Field<f64>,
+    /// Makes the choice repeatable.
+    pub(super) seed: Field<u32>,
+    /// At most this many tokens are generated.
+    #[schemars(range(min = 1))]
+    pub(super) max_tokens: Field<u32>,
+    /// The answer ends before any of these texts.
+    pub(super) stop: Field<Names>,
+}
