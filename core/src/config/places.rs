@@ -270,15 +270,15 @@ fn context(field: Field<RawContext>, at: &At<'_>, check: &mut Check<'_>) -> Cont
     let context = match check.read(at, field) {
         None | Some(RawContext::Auto) => Context::Auto { min, max },
         Some(RawContext::Tokens(tokens)) => Context::Fixed(tokens),
-        Some(RawContext::Bounds(bounds)) => Context::Auto {
+        Some(RawContext::Bounds(bounds)) => {
+            let given_min = check.read(&at.key("min"), bounds.min);
+            let given_max = check.read(&at.key("max"), bounds.max);
             // A bound that is given alone moves the other one where it has to.
-            min: check
-                .read(&at.key("min"), bounds.min.clone())
-                .unwrap_or(min.min(bounds.max.given().copied().unwrap_or(max))),
-            max: check
-                .read(&at.key("max"), bounds.max)
-                .unwrap_or(max.max(bounds.min.given().copied().unwrap_or(min))),
-        },
+            Context::Auto {
+                min: given_min.unwrap_or_else(|| min.min(given_max.unwrap_or(max))),
+                max: given_max.unwrap_or_else(|| max.max(given_min.unwrap_or(min))),
+            }
+        }
     };
     match context {
         Context::Fixed(tokens) => {

@@ -8,8 +8,16 @@ use serde_yaml::Value;
 use super::sources::Variable;
 
 /// Columns of indentation and list marks before a line's first word. The YAML parser recurses once per level, and
-/// each level of block nesting takes at least one such column, so this bounds its stack.
+/// each level of block nesting takes at least one such column; it counts the levels of brackets itself, up to 255.
 const MAX_INDENT: usize = 128;
+
+/// Levels of nesting; a configuration has about ten.
+const MAX_DEPTH: usize = 64;
+
+/// Stack for the YAML parser. Aliases within aliases nest deeper than the text does: as the parser copies 100,000
+/// nodes at most, and a chain of aliases 255 levels apart copies d² / 510 of them to reach depth d, that is about
+/// 7,000 levels at most.
+const STACK_BYTES: usize = 32 << 20;
 
 /// A value of the file.
 #[derive(Clone, Debug)]
@@ -61,6 +69,20 @@ pub(super) fn read(text: &str) -> Result<Node, Vec<Misfit>> {
         let message = format!("nested too deeply: more than {MAX_INDENT} columns of indentation");
         return Err(vec![Misfit { line: line + 1, message }]);
     }
+    std::thread::scope(|scope| {
+        let parser = std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, || parse(text));
+        match parser.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(tree)) => tree,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => {
+                Err(vec![Misfit { line: 1, message: format!("cannot start a thread to parse it: {error}") }])
+            }
+        }
+    })
+}
+
+/// Recurses as deeply as `text` nests with its aliases put in; the result nests no deeper than [`MAX_DEPTH`].
+fn parse(text: &str) -> Result<Node, Vec<Misfit>> {
     let documents = MarkedYaml::load_from_str(text).map_err(|error| vec![syntax(text, &error)])?;
     if let Some(second) = documents.get(1) {
         let message = "a second YAML document starts here; keep one".to_owned();
@@ -68,7 +90,7 @@ pub(super) fn read(text: &str) -> Result<Node, Vec<Misfit>> {
     }
     let mut misfits = Vec::new();
     let root = match documents.first() {
-        Some(root) if !root.is_badvalue() => convert(root, text, &mut misfits),
+        Some(root) if !root.is_badvalue() => convert(root, 0, text, &mut misfits),
         Some(_) | None => Node { line: 1, data: Data::Map(Vec::new()), variables: Vec::new() },
     };
     if misfits.is_empty() { Ok(root) } else { Err(misfits) }
@@ -140,19 +162,20 @@ impl Data {
     }
 }
 
-fn convert(yaml: &MarkedYaml<'_>, text: &str, misfits: &mut Vec<Misfit>) -> Node {
+fn convert(yaml: &MarkedYaml<'_>, depth: usize, text: &str, misfits: &mut Vec<Misfit>) -> Node {
     let line = yaml.span.start.line();
     let mut misfit = |message: &str| {
         misfits.push(Misfit { line, message: message.to_owned() });
         Data::Null
     };
     let data = match &yaml.data {
+        YamlData::Sequence(_) | YamlData::Mapping(_) if depth == MAX_DEPTH => misfit("nested too deeply"),
         YamlData::Value(scalar) => Data::scalar(scalar, is_plain(text, yaml.span.start.index())),
         YamlData::Sequence(items) => {
-            Data::List(items.iter().map(|item| convert(item, text, misfits)).collect())
+            Data::List(items.iter().map(|item| convert(item, depth + 1, text, misfits)).collect())
         }
         YamlData::Mapping(map) => {
-            let entries = map.iter().filter_map(|(key, value)| entry(key, value, text, misfits));
+            let entries = map.iter().filter_map(|(key, value)| entry(key, value, depth, text, misfits));
             Data::Map(entries.collect())
         }
         YamlData::Tagged(..) => misfit("tags such as !name are not used here; remove it"),
@@ -166,6 +189,7 @@ fn convert(yaml: &MarkedYaml<'_>, text: &str, misfits: &mut Vec<Misfit>) -> Node
 fn entry(
     key: &MarkedYaml<'_>,
     value: &MarkedYaml<'_>,
+    depth: usize,
     text: &str,
     misfits: &mut Vec<Misfit>,
 ) -> Option<Entry> {
@@ -186,7 +210,7 @@ fn entry(
             return None;
         }
     };
-    Some(Entry { key: name, line, value: convert(value, text, misfits) })
+    Some(Entry { key: name, line, value: convert(value, depth + 1, text, misfits) })
 }
 
 /// Whether the scalar at `index` (in characters) is neither quoted, nor a block, nor an alias.

@@ -278,6 +278,9 @@ fn deep_nesting_is_refused_before_it_can_exhaust_the_stack() {
     for text in ["- ".repeat(100_000), "[".repeat(100_000), "? ".repeat(100_000), "{a: ".repeat(10_000)] {
         assert_eq!(problems(&text).len(), 1);
     }
+    let brackets = |i: usize| format!("a{i}: &a{i} {}*a{}{}\n", "[".repeat(200), i - 1, "]".repeat(200));
+    let aliases: String = (1..30).map(brackets).collect();
+    assert!(problems(&format!("a0: &a0 x\n{aliases}"))[0].message.contains("nested too deeply"));
     let staircase: String = (0..2_000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
     assert!(problems(&staircase)[0].message.contains("nested too deeply"));
 }
