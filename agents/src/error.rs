@@ -1,6 +1,11 @@
+use std::error::Error as StdError;
+use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use reqwest::Url;
 use sarai_core::failure::{Failure, FailureKind};
+use sarai_core::units::HostName;
 
 /// How running a model can fail.
 #[derive(Debug, thiserror::Error)]
@@ -102,9 +107,119 @@ pub enum Error {
         /// The model's file.
         path: PathBuf,
     },
+
+    // Hosts over HTTP
+    /// A host's address is not one.
+    #[error("host {host}: bad url: {reason}")]
+    BadUrl {
+        /// The host.
+        host: HostName,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The HTTP client could not be made.
+    #[error("host {host}: no HTTP client could be made")]
+    HttpClient {
+        /// The host.
+        host: HostName,
+        /// What the client says.
+        source: reqwest::Error,
+    },
+    /// No connection to the host.
+    #[error("{reason} ({url})")]
+    Connect {
+        /// Where.
+        url: String,
+        /// What the system says.
+        reason: String,
+        /// What the client says.
+        source: reqwest::Error,
+    },
+    /// The host did not keep to a deadline.
+    #[error("host {host}: {stage} took longer than {:.1} s", limit.as_secs_f64())]
+    Deadline {
+        /// The host.
+        host: HostName,
+        /// What took too long.
+        stage: Stage,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The host answered with an error.
+    #[error("host {host}: status {status}{}{message}", if message.is_empty() { "" } else { ": " })]
+    Status {
+        /// The host.
+        host: HostName,
+        /// The HTTP status.
+        status: u16,
+        /// What the host says.
+        message: String,
+    },
+    /// The host ended its answer with an error.
+    #[error("host {host}: {message}")]
+    HostReported {
+        /// The host.
+        host: HostName,
+        /// What the host says.
+        message: String,
+    },
+    /// What came is not what an Ollama sends.
+    #[error("host {host} does not answer like an Ollama: {what}")]
+    NotOllama {
+        /// The host.
+        host: HostName,
+        /// What came instead.
+        what: String,
+    },
+    /// The answer ended before its end was announced.
+    #[error("host {host}: the answer was cut off")]
+    CutOff {
+        /// The host.
+        host: HostName,
+        /// What the client says, where the connection broke.
+        source: Option<reqwest::Error>,
+    },
+}
+
+/// A stage of a request to a host, each with a deadline of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Waiting for one of the host's places.
+    Queue,
+    /// Until the first token: the host's own queue, its load and the prompt.
+    FirstToken,
+    /// Between tokens.
+    Stall,
+    /// The whole answer.
+    Total,
+    /// Until an unload is confirmed.
+    Unload,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Queue => "waiting for a place",
+            Self::FirstToken => "the first token",
+            Self::Stall => "a pause between tokens",
+            Self::Total => "the whole answer",
+            Self::Unload => "the unload",
+        })
+    }
 }
 
 impl Error {
+    /// What the HTTP client's error means. The address is shown without user and password.
+    pub(crate) fn from_reqwest(host: &HostName, url: &Url, source: reqwest::Error) -> Self {
+        if source.is_connect() || source.is_timeout() {
+            let url = url.origin().ascii_serialization();
+            let reason =
+                if source.is_timeout() { "no connection in time".to_owned() } else { root_cause(&source) };
+            return Self::Connect { url, reason, source: source.without_url() };
+        }
+        Self::CutOff { host: host.clone(), source: Some(source.without_url()) }
+    }
+
     /// What kind of failure this is to the pool.
     #[must_use]
     pub fn kind(&self) -> FailureKind {
@@ -115,7 +230,23 @@ impl Error {
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
             Self::EmptyPrompt | Self::ChatTemplate { .. } => FailureKind::BadRequest,
-            Self::ContextFailed { .. }
+            Self::Connect { source, .. } if source.is_timeout() => FailureKind::Timeout,
+            Self::Connect { .. } => FailureKind::Unreachable,
+            Self::Deadline { stage: Stage::Queue, .. } => FailureKind::Busy,
+            Self::Deadline { .. } => FailureKind::Timeout,
+            Self::Status { status, .. } => match status {
+                404 => FailureKind::ModelMissing,
+                429 | 503 => FailureKind::Busy,
+                400..=499 => FailureKind::Refused,
+                500..=599 => FailureKind::HostError,
+                _ => FailureKind::Protocol,
+            },
+            Self::HostReported { .. } => FailureKind::HostError,
+            Self::NotOllama { .. } => FailureKind::Protocol,
+            Self::CutOff { .. } => FailureKind::CutOff,
+            Self::BadUrl { .. } => FailureKind::BadRequest,
+            Self::HttpClient { .. }
+            | Self::ContextFailed { .. }
             | Self::Runtime { .. }
             | Self::Compute { .. }
             | Self::EngineGone { .. } => FailureKind::Engine,
@@ -127,4 +258,13 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::new(error.kind(), error)
     }
+}
+
+/// The deepest cause of an error, which is the system's own word for it.
+fn root_cause(error: &(dyn StdError + 'static)) -> String {
+    let mut deepest = error;
+    while let Some(below) = deepest.source() {
+        deepest = below;
+    }
+    deepest.to_string()
 }

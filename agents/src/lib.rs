@@ -3,5 +3,6 @@
 
 mod error;
 pub mod llama;
+pub mod ollama;
 
-pub use error::Error;
+pub use error::{Error, Stage};

@@ -2,3 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod gguf;
+#[cfg(feature = "host")]
+pub mod host;
