@@ -270,11 +270,8 @@ impl Client {
 
     async fn status_error(&self, response: Response, deadlines: &Deadlines) -> Error {
         let status = response.status().as_u16();
-        let body = match stream::collect(&self.host, response, deadlines, LONGEST_ERROR).await {
-            Ok(body) => body,
-            // The status is what counts; its explanation was lost on the way.
-            Err(_) => Vec::new(),
-        };
+        // The status is what counts, also where its explanation is lost on the way.
+        let body = stream::collect(&self.host, response, deadlines, LONGEST_ERROR).await.unwrap_or_default();
         let message = match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(body) => body.error,
             Err(_) => first_line(&String::from_utf8_lossy(&body)),

@@ -52,6 +52,11 @@ impl Pieces {
         Self { host, bytes, deadlines, begun: false }
     }
 
+    async fn drain(&mut self) {
+        // Nothing of it matters any more; without its end the connection is closed instead.
+        let _end = tokio::time::timeout(REUSE_GRACE, self.bytes.next()).await;
+    }
+
     async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let Deadlines { first, stall, total, limits } = self.deadlines;
         let (stage, limit, until) = if self.begun {
@@ -68,6 +73,9 @@ impl Pieces {
         piece.transpose().map_err(|source| Error::CutOff { host: self.host.clone(), source: Some(source) })
     }
 }
+
+/// How long the body's own end is waited for after the answer's, so that the connection can be used again.
+const REUSE_GRACE: Duration = Duration::from_millis(20);
 
 /// A whole body, if it is no longer than `longest`.
 pub(super) async fn collect(
@@ -124,7 +132,10 @@ impl AnswerLines {
         while !self.ended {
             match self.step().await {
                 Ok(Some(delta)) => {
-                    self.ended = matches!(delta, Delta::Done(_));
+                    if matches!(delta, Delta::Done(_)) {
+                        self.ended = true;
+                        self.pieces.drain().await;
+                    }
                     return Some(Ok(delta));
                 }
                 Ok(None) => {}

@@ -72,8 +72,10 @@ struct State {
     requests: Mutex<Vec<Recorded>>,
     loaded: Mutex<BTreeSet<String>>,
     release: Notify,
-    /// Open connections and the most there ever were.
-    connections: watch::Sender<(usize, usize)>,
+    /// Open connections.
+    connections: watch::Sender<usize>,
+    /// Requests being answered, and the most there ever were.
+    answering: Mutex<(usize, usize)>,
 }
 
 impl Host {
@@ -90,7 +92,8 @@ impl Host {
             requests: Mutex::default(),
             loaded: Mutex::default(),
             release: Notify::new(),
-            connections: watch::Sender::new((0, 0)),
+            connections: watch::Sender::new(0),
+            answering: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&state)));
         Ok(Self { address, state, accepting })
@@ -138,16 +141,16 @@ impl Host {
         lock(&self.state.loaded).iter().cloned().collect()
     }
 
-    /// The most connections that were open at once.
+    /// The most requests that were being answered at once.
     #[must_use]
-    pub fn most_connections(&self) -> usize {
-        self.state.connections.borrow().1
+    pub fn most_at_once(&self) -> usize {
+        lock(&self.state.answering).1
     }
 
     /// Waits until so many connections are open; false if that takes longer than `limit`.
     pub async fn connections_become(&self, count: usize, limit: Duration) -> bool {
         let mut connections = self.state.connections.subscribe();
-        let reached = connections.wait_for(|(open, _)| *open == count);
+        let reached = connections.wait_for(|open| *open == count);
         matches!(tokio::time::timeout(limit, reached).await, Ok(Ok(_)))
     }
 }
@@ -164,10 +167,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((stream, _)) = listener.accept().await {
         let state = Arc::clone(&state);
         connections.spawn(async move {
-            state.connections.send_modify(|(open, most)| {
-                *open += 1;
-                *most = (*most).max(*open);
-            });
+            state.connections.send_modify(|open| *open += 1);
             let _open = Open(Arc::clone(&state));
             // A client that goes away is what many tests are about.
             let _gone = serve(stream, &state).await;
@@ -180,7 +180,25 @@ struct Open(Arc<State>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.connections.send_modify(|(open, _)| *open -= 1);
+        self.0.connections.send_modify(|open| *open -= 1);
+    }
+}
+
+/// Counts a request until it is answered or given up.
+struct Answering<'a>(&'a State);
+
+impl<'a> Answering<'a> {
+    fn begin(state: &'a State) -> Self {
+        let mut answering = lock(&state.answering);
+        answering.0 += 1;
+        answering.1 = answering.1.max(answering.0);
+        Self(state)
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.answering).0 -= 1;
     }
 }
 
@@ -194,6 +212,7 @@ async fn serve(stream: TcpStream, state: &State) -> io::Result<()> {
             return wait_for_end(&mut stream).await;
         }
         let body = request.body;
+        let _answering = Answering::begin(state);
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/api/version") => reply(&mut stream, 200, &json!({"version": "0.32.15"})).await?,
             ("GET", "/api/ps") => reply(&mut stream, 200, &json!({"models": ps(state)})).await?,
