@@ -10,8 +10,10 @@ mod error;
 pub mod failure;
 pub mod memory;
 mod nearest;
+pub mod pipeline;
 pub mod pool;
 pub mod request;
+pub mod router;
 pub mod scheduler;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;

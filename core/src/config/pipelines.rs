@@ -1,4 +1,4 @@
-//! `pipelines:`: keys, types and names. Templates are compiled elsewhere.
+//! `pipelines:`: keys, types, names and templates.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -11,6 +11,7 @@ use super::field::Field;
 use super::models::Scope;
 use super::raw::{RawInput, RawPipeline, RawSampling, RawStep};
 use super::values::{Names, Span};
+use crate::pipeline::Pipeline;
 use crate::request::Sampling;
 use crate::units::{PipelineName, StepId};
 
@@ -26,9 +27,21 @@ pub(super) fn pipelines(
     let raw = check.read(at, raw).unwrap_or_default();
     let mut pipelines = BTreeMap::new();
     for (name, raw, at) in named::<PipelineName, RawPipeline>(raw, at, check) {
-        pipelines.insert(name, pipeline(raw, &at, scope, check));
+        let config = pipeline(raw, &at, scope, check);
+        check_templates(&name, &config, &at.key("steps"), check);
+        pipelines.insert(name, config);
     }
     pipelines
+}
+
+/// Compiles the templates, unless steps are missing because of other problems: then places and names would be off.
+fn check_templates(name: &PipelineName, config: &PipelineConfig, at: &At<'_>, check: &mut Check<'_>) {
+    if at.node.is_none_or(|steps| steps.item(config.steps.len()).is_some()) {
+        return;
+    }
+    for problem in Pipeline::compile(name.clone(), config).err().unwrap_or_default() {
+        check.problem(&at.item(problem.step).key(problem.key), problem.message);
+    }
 }
 
 fn pipeline(raw: RawPipeline, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> PipelineConfig {

@@ -1,0 +1,163 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+
+use crate::answer::{Answer, AnswerEvent, AnswerStream, CallOptions, Models, Provenance};
+use crate::backend::ServedBy;
+use crate::error::Error;
+use crate::failure::{Failure, FailureKind};
+use crate::request::{Embeddings, FinishReason, GenerateRequest, LabelScore, Prompt};
+use crate::units::ModelName;
+
+/// Models that do what their scripts say; a stand-in for a pool. Unknown models are unknown. Clones share everything.
+#[derive(Clone, Debug, Default)]
+pub struct FakeModels {
+    scripts: BTreeMap<String, Script>,
+    asked: Arc<Mutex<Vec<(String, String)>>>,
+    running: Arc<()>,
+}
+
+/// What a model of [`FakeModels`] does.
+#[derive(Clone, Debug)]
+pub enum Script {
+    /// Says these pieces, each after this long.
+    Says(Vec<String>, Duration),
+    /// Says its prompt's last message again.
+    Echoes,
+    /// Fails.
+    Fails,
+    /// Embeds a text as the counts of these words in it.
+    CountsWords(Vec<String>),
+    /// Gives these scores.
+    Scores(Vec<LabelScore>),
+}
+
+impl FakeModels {
+    /// Adds a model.
+    #[must_use]
+    pub fn with(mut self, model: &str, script: Script) -> Self {
+        self.scripts.insert(model.to_owned(), script);
+        self
+    }
+
+    /// Who was asked what, in order: the model, and the last message, the raw prompt, or the texts in brackets.
+    #[must_use]
+    pub fn asked(&self) -> Vec<(String, String)> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Answers that are neither read to their end nor dropped.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        Arc::strong_count(&self.running) - 1
+    }
+
+    fn script(&self, model: &ModelName, prompt: String) -> Result<Script, Error> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push((model.to_string(), prompt));
+        let unknown = || Error::UnknownModel { model: model.to_string(), nearest: None };
+        match self.scripts.get(model.as_str()).cloned().ok_or_else(unknown)? {
+            Script::Fails => {
+                let cause = Failure::new(FailureKind::Engine, "scripted");
+                Err(Error::Request { model: model.clone(), served_by: provenance(model).served_by, cause })
+            }
+            script => Ok(script),
+        }
+    }
+}
+
+#[async_trait]
+impl Models for FakeModels {
+    async fn generate(
+        &self,
+        model: &ModelName,
+        request: GenerateRequest,
+        _options: CallOptions,
+    ) -> Result<AnswerStream, Error> {
+        let prompt = match request.prompt {
+            Prompt::Chat(messages) => {
+                messages.last().map(|message| message.content.clone()).unwrap_or_default()
+            }
+            Prompt::Raw(text) => text,
+        };
+        let (pieces, pause) = match self.script(model, prompt.clone())? {
+            Script::Says(pieces, pause) => (pieces, pause),
+            _ => (vec![prompt], Duration::ZERO),
+        };
+        let answer = Answer {
+            provenance: provenance(model),
+            finish_reason: FinishReason::Stop,
+            truncated: false,
+            prompt_tokens: None,
+            completion_tokens: Some(pieces.len() as u32),
+            ttft_ms: Some(0),
+            tokens_per_second: None,
+        };
+        let running = Arc::clone(&self.running);
+        let text = futures::stream::iter(pieces).then(move |piece| {
+            let running = Arc::clone(&running);
+            async move {
+                tokio::time::sleep(pause).await;
+                drop(running);
+                Ok(AnswerEvent::Text(piece))
+            }
+        });
+        let running = Arc::clone(&self.running);
+        let done = futures::stream::once(async move {
+            drop(running);
+            Ok(AnswerEvent::Done(answer))
+        });
+        Ok(text.chain(done).boxed())
+    }
+
+    async fn embed(
+        &self,
+        model: &ModelName,
+        texts: Vec<String>,
+        _options: CallOptions,
+    ) -> Result<(Embeddings, Provenance), Error> {
+        let script = self.script(model, format!("{texts:?}"))?;
+        let Script::CountsWords(words) = script else {
+            return Err(Error::Unsupported {
+                model: model.clone(),
+                capability: crate::request::Capability::Embed,
+            });
+        };
+        let vectors = texts.iter().map(|text| counted(text, &words)).collect();
+        Ok((Embeddings { vectors, prompt_tokens: None }, provenance(model)))
+    }
+
+    async fn classify(
+        &self,
+        model: &ModelName,
+        text: String,
+        _options: CallOptions,
+    ) -> Result<(Vec<LabelScore>, Provenance), Error> {
+        let Script::Scores(scores) = self.script(model, text)? else {
+            return Err(Error::Unsupported {
+                model: model.clone(),
+                capability: crate::request::Capability::Classify,
+            });
+        };
+        Ok((scores, provenance(model)))
+    }
+}
+
+fn provenance(model: &ModelName) -> Provenance {
+    Provenance {
+        served_by: ServedBy::GgufNative(format!("{model}.gguf").into()),
+        fallback_reason: None,
+        queue_ms: 0,
+        load_ms: 0,
+        n_ctx: None,
+    }
+}
+
+/// A vector of length 1, or of zeros where no word occurs.
+fn counted(text: &str, words: &[String]) -> Vec<f32> {
+    let counts: Vec<f32> = words.iter().map(|word| text.matches(word.as_str()).count() as f32).collect();
+    let length = counts.iter().map(|n| n * n).sum::<f32>().sqrt();
+    counts.iter().map(|n| if length > 0.0 { n / length } else { 0.0 }).collect()
+}
