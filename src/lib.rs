@@ -1,1 +1,44 @@
-//! sarai keeps several language models available at once on one modest machine.
+//! sarai keeps several language models available at once on one modest machine, without running out of memory.
+//!
+//! Small models (embedding, router) stay resident; GGUF models load on demand, in this process, through llama.cpp;
+//! large ones are served by a remote Ollama and fall back to a local file. A byte budget and a limit on LLMs hold at
+//! every moment, and every answer says who served it and why.
+//!
+//! ```no_run
+//! use futures::StreamExt;
+//! use sarai::{AnswerEvent, CallOptions, GenerateRequest, Message, Sarai};
+//!
+//! # async fn example() -> Result<(), sarai::Error> {
+//! let sarai = Sarai::from_file("config/sarai.yaml".as_ref())?;
+//! let lfm2 = sarai.pool().handle("lfm2")?;
+//! let request = GenerateRequest::chat(vec![Message::user("¿Qué es un budget de RAM?")]);
+//! let mut answer = lfm2.generate(request, CallOptions::default()).await?;
+//! while let Some(event) = answer.next().await {
+//!     match event? {
+//!         AnswerEvent::Text(text) => eprint!("{text}"),
+//!         AnswerEvent::Done(end) => eprintln!("\nserved by {}", end.provenance.served_by),
+//!     }
+//! }
+//! sarai.pool().shutdown(std::time::Duration::from_secs(10)).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The rooms: [`core`] decides and accounts, [`agents`] runs models, and this crate puts them together from a
+//! configuration ([`Sarai`]). A pool can also be built without a file, see [`ModelPool::builder`].
+
+#![forbid(unsafe_code)]
+
+pub mod env;
+mod wiring;
+
+pub use sarai_agents as agents;
+pub use sarai_core as core;
+
+pub use sarai_core::answer::{Answer, AnswerEvent, AnswerStream, CallOptions, Models, Priority, Provenance};
+pub use sarai_core::pipeline::{Input, PipelineEvent, PipelineReport, PipelineStream};
+pub use sarai_core::pool::{Lease, MemoryUsage, ModelHandle, ModelPool, PoolEvent};
+pub use sarai_core::request::{GenerateRequest, Message, Sampling};
+pub use sarai_core::router::{Router, Routing};
+pub use sarai_core::{Error, ErrorKind};
+pub use wiring::Sarai;

@@ -20,3 +20,4 @@ pub mod testing;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Holder};
+pub use nearest::nearest;

@@ -1,7 +1,8 @@
 //! The nearest of some known names to one that was mistyped.
 
 /// The known name most like `given`, if any is like enough to be what was meant.
-pub(crate) fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+#[must_use]
+pub fn nearest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     known
         .into_iter()
         .map(|name| (strsim::jaro_winkler(given, name), name))

@@ -124,6 +124,19 @@ pub enum Class {
     Resident,
 }
 
+impl Class {
+    /// The class's name in tables and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ephemeral => "ephemeral",
+            Self::OnDemand => "on_demand",
+            Self::Preferred => "preferred",
+            Self::Resident => "resident",
+        }
+    }
+}
+
 /// The context length of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Context {

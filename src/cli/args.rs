@@ -1,0 +1,151 @@
+use std::path::PathBuf;
+
+use clap::{Args as Group, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// Several language models at once on one modest machine, within a memory budget.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = AFTER_HELP, max_term_width = 110)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) common: Common,
+
+    /// Give the result as one JSON object on stdout.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 ok; 1 the request failed; 2 bad usage or configuration; 3 over the memory budget; \
+4 host unreachable and no fallback; 130 interrupted.
+SARAI_LOG=info (or debug, or a filter such as sarai_core=debug) logs to stderr.";
+
+/// What all commands share.
+#[derive(Debug, Group)]
+pub(super) struct Common {
+    /// The configuration [default: config/sarai.yaml, then sarai/sarai.yaml in the user's configuration folder].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    /// The memory budget in GB (10⁹ bytes), instead of the configuration's.
+    #[arg(long, global = true, value_name = "GB")]
+    pub(super) max_ram_gb: Option<f64>,
+
+    /// How many LLMs may be loaded at once, instead of the configuration's limit.
+    #[arg(long, global = true, value_name = "N")]
+    pub(super) max_concurrent_llms: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show the main job on small models made on the spot.
+    Demo(DemoArgs),
+    /// Ask a model; without PROMPT, a conversation.
+    Chat(ChatArgs),
+    /// Embed texts.
+    Embed(EmbedArgs),
+    /// Ask the router where a text should go, and why.
+    Route(RouteArgs),
+    /// Run a pipeline.
+    Run(RunArgs),
+    /// Show the models here and on the hosts, and their memory.
+    Ps,
+    /// Say what requests for these models would load, evict or refuse. Loads nothing.
+    Plan(PlanArgs),
+    /// Have hosts free a model's memory. Deletes nothing.
+    Unload(UnloadArgs),
+    /// Check a configuration.
+    Check(CheckArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct DemoArgs {
+    /// What the pipeline is asked.
+    #[arg(long, default_value = "¿Cómo estará el tiempo mañana en la montaña?")]
+    pub(super) text: String,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct ChatArgs {
+    /// The model.
+    pub(super) model: String,
+    /// What to ask; `-` reads it from stdin.
+    pub(super) prompt: Option<String>,
+    /// Instructions to the model.
+    #[arg(long)]
+    pub(super) system: Option<String>,
+    /// Continue PROMPT as it is, without the model's chat template.
+    #[arg(long, requires = "prompt", conflicts_with = "system")]
+    pub(super) raw: bool,
+    /// At most this many tokens.
+    #[arg(long, value_name = "N")]
+    pub(super) max_tokens: Option<u32>,
+    /// Randomness; 0 always takes the likeliest token.
+    #[arg(long, value_name = "T")]
+    pub(super) temperature: Option<f32>,
+    /// Makes the answer repeatable.
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u32>,
+    /// End the answer before this text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) stop: Vec<String>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct EmbedArgs {
+    /// The model.
+    pub(super) model: String,
+    /// The texts.
+    #[arg(required = true)]
+    pub(super) texts: Vec<String>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct RouteArgs {
+    /// The text.
+    pub(super) text: String,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct RunArgs {
+    /// The pipeline.
+    pub(super) pipeline: String,
+    /// Its input; `-` reads it from stdin.
+    #[arg(long)]
+    pub(super) text: Option<String>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct PlanArgs {
+    /// The models, as if asked for in this order.
+    #[arg(required = true)]
+    pub(super) models: Vec<String>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct UnloadArgs {
+    /// A model of the configuration; with --host, also a model's name there.
+    pub(super) model: String,
+    /// Only on this host.
+    #[arg(long)]
+    pub(super) host: Option<String>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct CheckArgs {
+    /// The configuration, as --config.
+    pub(super) file: Option<PathBuf>,
+    /// Print every setting with where it comes from; secrets are hidden.
+    #[arg(long)]
+    pub(super) resolved: bool,
+}

@@ -1,0 +1,140 @@
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+
+use futures::StreamExt;
+use sarai::{
+    Answer, AnswerEvent, AnswerStream, CallOptions, GenerateRequest, Message, ModelHandle, Priority, Sampling,
+};
+use serde::Serialize;
+
+use super::args::{ChatArgs, Common};
+use super::exit::Failure;
+use super::output::Output;
+use super::say;
+use super::session::Session;
+
+/// What `--json` gives for an answer.
+#[derive(Serialize)]
+struct Whole<'a> {
+    model: &'a str,
+    text: &'a str,
+    #[serde(flatten)]
+    answer: &'a Answer,
+}
+
+/// A person waits for these.
+pub(super) const INTERACTIVE: CallOptions = CallOptions { priority: Priority::Interactive, wait: None };
+
+pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> Result<(), Failure> {
+    if args.prompt.is_none() && output.json {
+        return Err(Failure::Usage("--json needs a PROMPT".to_owned()));
+    }
+    let session = Session::open(common, output)?;
+    let model = session.sarai.pool().handle(&args.model)?;
+    match &args.prompt {
+        Some(prompt) => {
+            let prompt = or_stdin(prompt)?;
+            let request = if args.raw {
+                GenerateRequest::raw(prompt)
+            } else {
+                GenerateRequest::chat(system(args).into_iter().chain([Message::user(prompt)]).collect())
+            };
+            let stream = model.generate(request.with_sampling(sampling(args)), INTERACTIVE).await?;
+            let (text, answer) = show(stream, output).await?;
+            output.line("")?;
+            output.object(&Whole { model: &args.model, text: &text, answer: &answer })?;
+            output.note(&summary(&answer));
+        }
+        None => converse(&model, args, output).await?,
+    }
+    session.close().await;
+    Ok(())
+}
+
+/// Question and answer until the input ends.
+async fn converse(model: &ModelHandle, args: &ChatArgs, output: &Output) -> Result<(), Failure> {
+    let mut messages: Vec<Message> = system(args).into_iter().collect();
+    if io::stdin().is_terminal() {
+        say("End with Ctrl-D.");
+    }
+    while let Some(question) = ask().await? {
+        if question.trim().is_empty() {
+            continue;
+        }
+        messages.push(Message::user(question.trim_end()));
+        let request = GenerateRequest::chat(messages.clone()).with_sampling(sampling(args));
+        let (text, answer) = show(model.generate(request, INTERACTIVE).await?, output).await?;
+        output.line("")?;
+        output.note(&summary(&answer));
+        messages.push(Message::assistant(text));
+    }
+    Ok(())
+}
+
+/// The next line of stdin; `None` at its end.
+async fn ask() -> Result<Option<String>, Failure> {
+    if io::stdin().is_terminal() {
+        // Without a prompt the question can still be typed.
+        let _ = write!(anstream::stderr(), "> ").and_then(|()| anstream::stderr().flush());
+    }
+    let read = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line).map(|length| (length > 0).then_some(line))
+    });
+    read.await.map_err(io::Error::other).and_then(|line| line).map_err(unreadable)
+}
+
+/// Shows text as it comes; gives it whole, with the end of the answer.
+pub(super) async fn show(mut stream: AnswerStream, output: &Output) -> Result<(String, Answer), Failure> {
+    let mut whole = String::new();
+    loop {
+        match stream.next().await.ok_or(sarai::Error::ShuttingDown)?? {
+            AnswerEvent::Text(text) => {
+                output.text(&text)?;
+                whole.push_str(&text);
+            }
+            AnswerEvent::Done(answer) => return Ok((whole, answer)),
+        }
+    }
+}
+
+/// Who answered, why, and how fast, in a line or two.
+pub(super) fn summary(answer: &Answer) -> String {
+    let dim = anstyle::Style::new() | anstyle::Effects::DIMMED;
+    let provenance = &answer.provenance;
+    let mut parts = vec![format!("served by {}", provenance.served_by)];
+    parts.extend(answer.completion_tokens.map(|tokens| format!("{tokens} tokens")));
+    parts.extend(answer.tokens_per_second.map(|speed| format!("{speed:.1} tokens/s")));
+    parts.extend((provenance.load_ms > 0).then(|| format!("load {} ms", provenance.load_ms)));
+    parts.extend(answer.ttft_ms.map(|ttft| format!("first token {ttft} ms")));
+    let reason =
+        provenance.fallback_reason.as_ref().map(|reason| format!("\n{dim}fallback: {reason}{dim:#}"));
+    format!("{dim}{}{dim:#}{}", parts.join(", "), reason.unwrap_or_default())
+}
+
+/// The argument, or what stands on stdin for `-`.
+pub(super) fn or_stdin(argument: &str) -> Result<String, Failure> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut text = String::new();
+    io::stdin().lock().read_to_string(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
+fn unreadable(source: io::Error) -> Failure {
+    Failure::Io { what: "cannot read stdin".to_owned(), source }
+}
+
+fn system(args: &ChatArgs) -> Option<Message> {
+    args.system.as_ref().map(Message::system)
+}
+
+fn sampling(args: &ChatArgs) -> Sampling {
+    Sampling {
+        temperature: args.temperature,
+        seed: args.seed,
+        max_tokens: args.max_tokens,
+        stop: args.stop.clone(),
+        ..Sampling::default()
+    }
+}

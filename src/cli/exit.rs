@@ -1,0 +1,189 @@
+use std::io;
+use std::path::PathBuf;
+
+use sarai::{Error, ErrorKind};
+use serde_json::{Value, json};
+
+/// How a command fails.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Sarai(#[from] Error),
+    /// A plan's verdict, which the result has told already.
+    #[error(transparent)]
+    Refused(Error),
+    #[error("host {host}: {source}")]
+    Host { host: String, source: sarai::agents::Error },
+    #[error("no configuration: neither {} is there", list(tried))]
+    NoConfiguration { tried: Vec<PathBuf> },
+    #[error("{0}")]
+    Usage(String),
+    #[error("{what}")]
+    Io { what: String, source: io::Error },
+    #[error("cannot make the demo's model {}", path.display())]
+    Synthesis { path: PathBuf, source: sarai_support::gguf::Error },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// The program's exit code for each kind of error.
+const CODES: &[(ErrorKind, u8)] = &[
+    (ErrorKind::Usage, 2),
+    (ErrorKind::Config, 2),
+    (ErrorKind::OverBudget, 3),
+    (ErrorKind::Unreachable, 4),
+    (ErrorKind::Overloaded, 1),
+    (ErrorKind::Failed, 1),
+    (ErrorKind::Cancelled, 1),
+];
+
+impl Failure {
+    pub(super) fn code(&self) -> u8 {
+        if matches!(self, Self::Interrupted) {
+            return 130;
+        }
+        CODES.iter().find(|(kind, _)| *kind == self.kind()).map_or(1, |(_, code)| *code)
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Sarai(error) | Self::Refused(error) => error.kind(),
+            Self::Host { source, .. } if is_unreachable(source) => ErrorKind::Unreachable,
+            Self::NoConfiguration { .. } => ErrorKind::Config,
+            Self::Usage(_) => ErrorKind::Usage,
+            Self::Interrupted => ErrorKind::Cancelled,
+            Self::Host { .. } | Self::Io { .. } | Self::Synthesis { .. } => ErrorKind::Failed,
+        }
+    }
+
+    /// What to do about it, where that can be said.
+    pub(super) fn hint(&self) -> Option<String> {
+        let Self::Sarai(error) = self else {
+            return match self {
+                Self::NoConfiguration { .. } => {
+                    Some("try `sarai demo`, or name a file with --config".to_owned())
+                }
+                _ => None,
+            };
+        };
+        hint(error)
+    }
+
+    /// The error as an object: its kind, its message, and its numbers.
+    pub(super) fn json(&self) -> Value {
+        let mut error = json!({"kind": self.kind(), "message": self.message()});
+        if let Some(hint) = self.hint() {
+            error["hint"] = hint.into();
+        }
+        if let Self::Sarai(sarai) = self {
+            add_numbers(sarai, &mut error);
+        }
+        json!({"error": error})
+    }
+
+    /// The message with all its causes.
+    pub(super) fn message(&self) -> String {
+        let mut text = self.to_string();
+        let mut below = std::error::Error::source(self);
+        while let Some(error) = below {
+            let cause = error.to_string();
+            if !text.contains(&cause) {
+                text = format!("{text}: {cause}");
+            }
+            below = error.source();
+        }
+        text
+    }
+}
+
+fn add_numbers(error: &Error, to: &mut Value) {
+    match error {
+        Error::OverBudget { model, asked, left, budget, holders } => {
+            to["model"] = json!(model);
+            to["asked_bytes"] = json!(asked);
+            to["left_bytes"] = json!(left);
+            to["budget_bytes"] = json!(budget);
+            to["holders"] = json!(holders);
+        }
+        Error::TooManyLlms { model, limit } => {
+            to["model"] = json!(model);
+            to["max_concurrent_llms"] = json!(limit);
+        }
+        Error::WaitTimeout { model, waited, holders } => {
+            to["model"] = json!(model);
+            to["waited_ms"] = json!(waited.as_millis() as u64);
+            to["holders"] = json!(holders);
+        }
+        Error::LoadBackoff { model, retry_in, .. } => {
+            to["model"] = json!(model);
+            to["retry_in_ms"] = json!(retry_in.as_millis() as u64);
+        }
+        Error::Config(config) => {
+            let problem = |p: &sarai::core::config::Problem| json!({"file": p.file, "line": p.line, "path": p.path, "message": p.message});
+            to["problems"] = config.problems.iter().map(problem).collect();
+        }
+        Error::Step { pipeline, step, source } => {
+            to["pipeline"] = json!(pipeline);
+            to["step"] = json!(step);
+            add_numbers(source, to);
+        }
+        Error::FallbackFailed { last, .. } => add_numbers(last, to),
+        _ => {}
+    }
+}
+
+fn hint(error: &Error) -> Option<String> {
+    use sarai::core::failure::FailureKind;
+    match error {
+        Error::OverBudget { .. } => Some(
+            "raise memory.max_ram_gb (or --max-ram-gb), give the model a smaller context, or take a smaller file"
+                .to_owned(),
+        ),
+        Error::UnknownModel { .. } => Some("`sarai ps` lists the models".to_owned()),
+        Error::Load { cause, .. } if cause.kind == FailureKind::FileMissing => {
+            Some("put the file there, or set the model's path: in the configuration".to_owned())
+        }
+        Error::Request { cause, .. } if cause.kind == FailureKind::Unreachable => Some(
+            "is the host running? A local file can stand in for it with fallback: gguf_native".to_owned(),
+        ),
+        Error::Request { cause, .. } if cause.kind == FailureKind::ModelMissing => {
+            Some("the host does not have this model; set host_model: to one that it has".to_owned())
+        }
+        Error::FallbackFailed { last, .. } => hint(last),
+        Error::Step { source, .. } => hint(source),
+        _ => None,
+    }
+}
+
+fn is_unreachable(error: &sarai::agents::Error) -> bool {
+    error.kind() == sarai::core::failure::FailureKind::Unreachable
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" nor ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_its_exit_code() {
+        let code = |error: Error| Failure::from(error).code();
+        let model = || "m".parse().unwrap();
+        let bytes = sarai::core::units::Bytes(1);
+        assert_eq!(code(Error::UnknownModel { model: "m".into(), nearest: None }), 2);
+        assert_eq!(
+            code(Error::OverBudget {
+                model: model(),
+                asked: bytes,
+                left: bytes,
+                budget: bytes,
+                holders: vec![]
+            }),
+            3
+        );
+        assert_eq!(code(Error::QueueFull { waiting: 1 }), 1);
+        assert_eq!(Failure::Interrupted.code(), 130);
+    }
+}

@@ -1,0 +1,224 @@
+use std::collections::BTreeMap;
+
+use comfy_table::{CellAlignment, Table, presets};
+use sarai::agents::ollama::{Client, HostModel};
+use sarai::core::pool::{ModelMemory, PlannedModel};
+use sarai::core::units::Bytes;
+use sarai::{Error, MemoryUsage, Sarai};
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::{Common, PlanArgs, UnloadArgs};
+use super::exit::Failure;
+use super::output::Output;
+use super::session::Session;
+
+/// What `--json` gives: the models of this process, and what each host says of itself.
+#[derive(Serialize)]
+struct Everything<'a> {
+    #[serde(flatten)]
+    usage: &'a MemoryUsage,
+    hosts: &'a BTreeMap<String, HostState>,
+}
+
+#[derive(Serialize)]
+struct HostState {
+    reachable: bool,
+    error: Option<String>,
+    models: Vec<HostModel>,
+}
+
+pub(super) async fn ps(common: &Common, output: &Output) -> Result<(), Failure> {
+    let session = Session::open(common, output)?;
+    let (usage, hosts) = (with_estimates(&session.sarai).await?, hosts(&session.sarai).await);
+    output.line(&memory_table(&usage).to_string())?;
+    output.line(&totals(&usage))?;
+    output.text(&hosts_text(&hosts))?;
+    output.object(&Everything { usage: &usage, hosts: &hosts })?;
+    session.close().await;
+    Ok(())
+}
+
+pub(super) async fn plan(common: &Common, args: &PlanArgs, output: &Output) -> Result<(), Failure> {
+    let session = Session::open(common, output)?;
+    let names: Vec<&str> = args.models.iter().map(String::as_str).collect();
+    let plans = session.sarai.pool().plan(&names).await?;
+    for plan in &plans {
+        output.line(&plan_text(plan))?;
+    }
+    output.object(&plans)?;
+    // Refused is what a request would be: the first choice's answer is the plan's.
+    let refused = plans.into_iter().filter(|plan| !plan.fallback).find_map(|plan| plan.refuse);
+    session.close().await;
+    match refused {
+        // The object says why already.
+        Some(error) if output.json => Err(Failure::Refused(error)),
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+pub(super) async fn unload(common: &Common, args: &UnloadArgs, output: &Output) -> Result<(), Failure> {
+    let session = Session::open(common, output)?;
+    let freed: Vec<String> = match &args.host {
+        Some(name) => {
+            let client = host(&session.sarai, name)?;
+            let failed = |source| Failure::Host { host: name.clone(), source };
+            for model in names_on(&session, &args.model, name) {
+                client.unload(&model).await.map_err(failed)?;
+            }
+            vec![format!("ollama_http:{name}")]
+        }
+        None => {
+            let hosts = session.sarai.pool().unload_on_hosts(&args.model).await?;
+            hosts.iter().map(ToString::to_string).collect()
+        }
+    };
+    if freed.is_empty() {
+        output.line(&format!(
+            "{} runs on no host; local models are freed when their process ends",
+            args.model
+        ))?;
+    }
+    for place in &freed {
+        output.line(&format!("{} is unloaded from {place}", args.model))?;
+    }
+    output.object(&json!({"model": args.model, "unloaded_from": freed}))?;
+    session.close().await;
+    Ok(())
+}
+
+fn host<'a>(sarai: &'a Sarai, name: &str) -> Result<&'a Client, Failure> {
+    let known = || sarai.hosts().keys().map(|host| host.as_str());
+    let found = sarai.hosts().iter().find(|(host, _)| host.as_str() == name);
+    found.map(|(_, client)| &**client).ok_or_else(|| {
+        let near = sarai::core::nearest(name, known()).map(|near| format!(", did you mean {near:?}?"));
+        Failure::Usage(format!("unknown host {name:?}{}", near.unwrap_or_default()))
+    })
+}
+
+/// What a model of the configuration is called on a host; another name is taken as it is.
+fn names_on(session: &Session, model: &str, host: &str) -> Vec<String> {
+    use sarai::core::config::Place;
+    let configured = session.config.models.iter().find(|(name, _)| name.as_str() == model);
+    let names = configured.into_iter().flat_map(|(_, model)| &model.places).filter_map(|place| match place {
+        Place::Ollama { host: there, model, .. } if there.as_str() == host => Some(model.clone()),
+        Place::Ollama { .. } | Place::Gguf(_) | Place::Model(_) => None,
+    });
+    let names: Vec<String> = names.collect();
+    if names.is_empty() { vec![model.to_owned()] } else { names }
+}
+
+/// Memory usage, with an estimate also for models that are not loaded but whose file is there.
+async fn with_estimates(sarai: &Sarai) -> Result<MemoryUsage, Error> {
+    let pool = sarai.pool();
+    let mut usage = pool.memory_usage().await?;
+    let names: Vec<&str> = pool.models().map(|model| model.as_str()).collect();
+    let plans = pool.plan(&names).await?;
+    for model in usage.models.iter_mut().filter(|model| model.estimated_bytes.is_none()) {
+        let own = plans.iter().find(|plan| plan.model == model.model && plan.served_by == model.served_by);
+        model.estimated_bytes = own.and_then(|plan| plan.estimate.as_ref()).map(|estimate| estimate.total());
+    }
+    Ok(usage)
+}
+
+async fn hosts(sarai: &Sarai) -> BTreeMap<String, HostState> {
+    let states = sarai.hosts().iter().map(|(name, client)| async {
+        let state = match client.ps().await {
+            Ok(models) => HostState { reachable: true, error: None, models },
+            Err(error) => {
+                let error = sarai::core::failure::Failure::from(error).to_string();
+                HostState { reachable: false, error: Some(error), models: Vec::new() }
+            }
+        };
+        (name.to_string(), state)
+    });
+    futures::future::join_all(states).await.into_iter().collect()
+}
+
+/// The models of this process, a line each.
+pub(super) fn memory_table(usage: &MemoryUsage) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "MODEL",
+        "STATE",
+        "CLASS",
+        "SERVED BY",
+        "ESTIMATED",
+        "MEASURED",
+        "CONTEXT",
+        "IDLE",
+    ]);
+    for model in &usage.models {
+        table.add_row(row(model));
+    }
+    for column in [4, 5, 6, 7] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn row(model: &ModelMemory) -> [String; 8] {
+    let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+    let pinned = if model.pinned { ", pinned" } else { "" };
+    [
+        model.model.to_string(),
+        if model.active > 0 { format!("{}, in use", model.state) } else { model.state.to_owned() },
+        format!("{}{pinned}", model.class.as_str()),
+        shorten(&model.served_by.to_string()),
+        bytes(model.estimated_bytes),
+        bytes(model.measured_bytes),
+        model.n_ctx.map_or_else(|| "-".to_owned(), |n_ctx| n_ctx.to_string()),
+        model.idle_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.0} s")),
+    ]
+}
+
+/// A path's last part is what tells files apart.
+fn shorten(place: &str) -> String {
+    match place.rsplit_once('/') {
+        Some((before, file)) => format!("{}:{file}", before.split(':').next().unwrap_or("")),
+        None => place.to_owned(),
+    }
+}
+
+/// The ledger in one line.
+pub(super) fn totals(usage: &MemoryUsage) -> String {
+    format!(
+        "{} of {} reserved (peak {}), {} of {} LLMs",
+        usage.used_bytes, usage.budget_bytes, usage.peak_bytes, usage.llms, usage.max_concurrent_llms
+    )
+}
+
+fn hosts_text(hosts: &BTreeMap<String, HostState>) -> String {
+    let mut text = String::new();
+    for (name, state) in hosts {
+        text += &match &state.error {
+            Some(error) => format!("\nhost {name}: {error}\n"),
+            None if state.models.is_empty() => format!("\nhost {name}: no model loaded\n"),
+            None => format!("\nhost {name}:\n"),
+        };
+        for model in &state.models {
+            let until = model.expires_at.as_deref().unwrap_or("?");
+            text += &format!("  {}  {}  until {until}\n", model.name, Bytes(model.size));
+        }
+    }
+    text
+}
+
+fn plan_text(plan: &PlannedModel) -> String {
+    let names = |names: &[sarai::core::units::ModelName]| {
+        names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let role = if plan.fallback { " (fallback)" } else { "" };
+    let size = plan.estimate.as_ref().map(|estimate| format!(", {}", estimate.total())).unwrap_or_default();
+    let verdict = match (&plan.refuse, plan.fits) {
+        (Some(error), _) => format!("would be refused: {error}"),
+        (None, false) => "would wait for models in use".to_owned(),
+        (None, true) if plan.load.is_empty() => "is loaded".to_owned(),
+        (None, true) if plan.evict.is_empty() => "would be loaded".to_owned(),
+        (None, true) => format!("would be loaded after evicting {}", names(&plan.evict)),
+    };
+    format!("{}{role} on {}{size}: {verdict}", plan.model, plan.served_by)
+}

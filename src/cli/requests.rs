@@ -1,0 +1,49 @@
+use serde::Serialize;
+
+use sarai::{Error, Provenance};
+
+use super::args::{Common, EmbedArgs, RouteArgs};
+use super::chat::INTERACTIVE;
+use super::exit::Failure;
+use super::output::Output;
+use super::session::Session;
+
+#[derive(Serialize)]
+struct Embedded<'a> {
+    model: &'a str,
+    embeddings: &'a [Vec<f32>],
+    prompt_tokens: Option<u32>,
+    #[serde(flatten)]
+    provenance: &'a Provenance,
+}
+
+pub(super) async fn embed(common: &Common, args: &EmbedArgs, output: &Output) -> Result<(), Failure> {
+    let session = Session::open(common, output)?;
+    let model = session.sarai.pool().handle(&args.model)?;
+    let (embeddings, provenance) = model.embed(args.texts.clone(), INTERACTIVE).await?;
+    for vector in &embeddings.vectors {
+        let numbers: Vec<String> = vector.iter().map(f32::to_string).collect();
+        output.line(&numbers.join(" "))?;
+    }
+    output.object(&Embedded {
+        model: &args.model,
+        embeddings: &embeddings.vectors,
+        prompt_tokens: embeddings.prompt_tokens,
+        provenance: &provenance,
+    })?;
+    session.close().await;
+    Ok(())
+}
+
+pub(super) async fn route(common: &Common, args: &RouteArgs, output: &Output) -> Result<(), Failure> {
+    let session = Session::open(common, output)?;
+    let none = || Error::NoRoute { message: "the configuration has no model with role: router".to_owned() };
+    let router = session.sarai.router().ok_or_else(none)?;
+    let routing = router.route(&args.text, session.sarai.pool(), INTERACTIVE).await?;
+    let model = routing.model.as_ref().map_or("(no model)", |model| model.as_str());
+    output.line(model)?;
+    output.note(&routing.reason);
+    output.object(&routing)?;
+    session.close().await;
+    Ok(())
+}

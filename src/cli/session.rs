@@ -1,0 +1,73 @@
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use directories::ProjectDirs;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use sarai::core::config::{self, Config, Overrides, Resolved};
+use sarai::{Error, Sarai, env};
+
+use super::args::Common;
+use super::exit::Failure;
+use super::output::Output;
+use super::progress;
+
+/// How long requests in progress may take to end when a command is done.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A command's configuration and pool.
+pub(super) struct Session {
+    pub(super) sarai: Sarai,
+    pub(super) config: Config,
+}
+
+impl Session {
+    /// Reads the configuration and starts its pool, with progress of loads where someone is watching.
+    pub(super) fn open(common: &Common, output: &Output) -> Result<Self, Failure> {
+        let path = find(common.config.as_deref())?;
+        Self::start(read(common, &path)?, output)
+    }
+
+    pub(super) fn start(resolved: Resolved, output: &Output) -> Result<Self, Failure> {
+        for warning in &resolved.warnings {
+            output.note(&format!("warning: {warning}"));
+        }
+        serve_metrics(&resolved.config)?;
+        let sarai = Sarai::start(&resolved.config)?;
+        if output.is_watched() {
+            progress::show(sarai.pool());
+        }
+        Ok(Self { sarai, config: resolved.config })
+    }
+
+    /// Gives all memory back.
+    pub(super) async fn close(self) {
+        self.sarai.pool().shutdown(GRACE).await;
+    }
+}
+
+/// The file that was named, or the first default that is there.
+pub(super) fn find(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = named {
+        return Ok(path.to_owned());
+    }
+    let user = ProjectDirs::from("", "", "sarai").map(|dirs| dirs.config_dir().join("sarai.yaml"));
+    let tried: Vec<PathBuf> = [PathBuf::from("config/sarai.yaml")].into_iter().chain(user).collect();
+    tried.iter().find(|path| path.exists()).cloned().ok_or(Failure::NoConfiguration { tried })
+}
+
+/// Reads and checks a configuration with the environment, `.env` and the flags.
+pub(super) fn read(common: &Common, path: &Path) -> Result<Resolved, Failure> {
+    let env = env::read(".env".as_ref()).map_err(Error::from)?;
+    let overrides =
+        Overrides { max_ram_gb: common.max_ram_gb, max_concurrent_llms: common.max_concurrent_llms };
+    Ok(config::load(path, &env, &overrides).map_err(Error::from)?)
+}
+
+/// Starts the Prometheus endpoint, where one is configured. Before the pool, which registers its metrics at its start.
+fn serve_metrics(config: &Config) -> Result<(), Failure> {
+    let Some(metrics) = &config.metrics else { return Ok(()) };
+    let installed = PrometheusBuilder::new().with_http_listener(metrics.listen).install();
+    installed.map_err(|error| {
+        Failure::Usage(format!("metrics.listen: cannot serve metrics on {}: {error}", metrics.listen))
+    })
+}
