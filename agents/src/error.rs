@@ -132,8 +132,8 @@ pub enum Error {
         url: String,
         /// What the system says.
         reason: String,
-        /// What the client says.
-        source: reqwest::Error,
+        /// What the client says, with the system's word at its end.
+        error: reqwest::Error,
     },
     /// The host did not keep to a deadline.
     #[error("host {host}: {stage} took longer than {:.1} s", limit.as_secs_f64())]
@@ -215,7 +215,7 @@ impl Error {
             let url = url.origin().ascii_serialization();
             let reason =
                 if source.is_timeout() { "no connection in time".to_owned() } else { root_cause(&source) };
-            return Self::Connect { url, reason, source: source.without_url() };
+            return Self::Connect { url, reason, error: source.without_url() };
         }
         Self::CutOff { host: host.clone(), source: Some(source.without_url()) }
     }
@@ -230,7 +230,7 @@ impl Error {
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
             Self::EmptyPrompt | Self::ChatTemplate { .. } => FailureKind::BadRequest,
-            Self::Connect { source, .. } if source.is_timeout() => FailureKind::Timeout,
+            Self::Connect { error, .. } if error.is_timeout() => FailureKind::Timeout,
             Self::Connect { .. } => FailureKind::Unreachable,
             Self::Deadline { stage: Stage::Queue, .. } => FailureKind::Busy,
             Self::Deadline { .. } => FailureKind::Timeout,

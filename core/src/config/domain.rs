@@ -35,7 +35,7 @@ pub struct Config {
 pub struct HostConfig {
     /// Base address, `http://` or `https://`, without a path.
     pub url: String,
-    /// What its models may take of its memory together; `None` leaves the host alone.
+    /// What its models may take of its memory together. Noted for whoever watches hosts; nothing acts on it yet.
     pub max_ram: Option<Bytes>,
     /// How long a connection may take to open.
     pub connect_timeout: Duration,

@@ -1,7 +1,7 @@
 //! Where a model can run: its backend and its fallbacks, on hosts and from files.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::at::At;
 use super::check::{Check, did_you_mean};
@@ -256,12 +256,27 @@ fn file(name: &ModelName, field: Field<String>, at: &At<'_>, check: &mut Check<'
     };
     check.require(&at, !given.trim().is_empty(), "must not be empty");
     let beside = match check.file.and_then(Path::parent) {
-        Some(folder) => folder.join(&given),
+        Some(folder) => beside_file(folder, Path::new(&given)),
         None => PathBuf::from(&given),
     };
     let path = if !beside.exists() && Path::new(&given).exists() { PathBuf::from(given) } else { beside };
     check.note(&at, &path, source);
     path
+}
+
+/// `given` in `folder`, without the detour of `config/../models`. Where a folder is a link, `..` leads elsewhere than
+/// its name says, so the detour stays.
+fn beside_file(folder: &Path, given: &Path) -> PathBuf {
+    let mut folder = folder.to_path_buf();
+    let mut rest = given;
+    while let Ok(below) = rest.strip_prefix("..")
+        && matches!(folder.components().next_back(), Some(Component::Normal(_)))
+        && !folder.is_symlink()
+    {
+        folder.pop();
+        rest = below;
+    }
+    folder.join(rest)
 }
 
 fn context(field: Field<RawContext>, at: &At<'_>, check: &mut Check<'_>) -> Context {

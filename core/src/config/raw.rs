@@ -38,8 +38,7 @@ pub(super) struct RawHost {
     pub(super) kind: Field<HostKind>,
     /// Its address: http:// or https://, host, and port where it is not the protocol's own. No path, no user name.
     pub(super) url: Field<String>,
-    /// The memory that its models may take together, in GB (10⁹ bytes). Above it, the least recently used idle model
-    /// is unloaded, never deleted. Without it, the host is left alone.
+    /// The memory that its models may take together there, in GB (10⁹ bytes). Noted; this version does not act on it.
     #[schemars(range(min = 0))]
     pub(super) max_ram_gb: Field<f64>,
     /// How long a connection may take to open. Default: 1s.
