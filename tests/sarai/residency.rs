@@ -64,15 +64,16 @@ async fn three_llms_and_two_helpers_are_there_at_once_and_a_fourth_takes_the_old
     assert_eq!(ready(&sarai).await, ["embedding", "lfm2", "omni", "router", "solar"]);
     let usage = sarai.pool().memory_usage().await.unwrap();
     assert_eq!((usage.llms, usage.max_concurrent_llms), (3, 3));
-    for model in usage
-        .models
-        .iter()
-        .filter(|model| model.served_by.to_string().starts_with("gguf") && model.state == "ready")
-    {
+    for model in usage.models.iter().filter(|model| model.state == "ready") {
+        if !model.served_by.to_string().starts_with("gguf") {
+            continue;
+        }
+        // Where the system does not tell what a process holds of a file, there is only the estimate.
         let (estimated, measured) = (model.estimated_bytes.unwrap(), model.measured_bytes);
-        #[cfg(target_os = "linux")]
-        assert!(measured.unwrap() > Bytes(500_000) && measured.unwrap() <= estimated, "{model:?}");
-        let _elsewhere_only_estimated = (estimated, measured);
+        assert_eq!(measured.is_some(), cfg!(target_os = "linux"));
+        if let Some(measured) = measured {
+            assert!(measured > Bytes(500_000) && measured <= estimated, "{model:?}");
+        }
     }
     ask(&sarai, "fourth").await.unwrap();
     assert_eq!(ready(&sarai).await, ["embedding", "fourth", "lfm2", "router", "solar"]);
@@ -115,8 +116,8 @@ async fn with_all_three_busy_a_fourth_waits_and_then_runs() {
 async fn five_models_in_a_row_under_a_budget_for_two_never_exceed_it_at_any_event() {
     let site = Site::new();
     let mut more = String::new();
-    for name in ["m1", "m2", "m3", "m4", "m5"] {
-        site.model(name, &Model::new(Kind::Llama).seed(name.len() as u64));
+    for (seed, name) in (1..).zip(["m1", "m2", "m3", "m4", "m5"]) {
+        site.model(name, &Model::new(Kind::Llama).seed(seed));
         more += &format!("\n  {name}:\n    backend: gguf_native\n    path: ../models/demo/{name}.gguf\n");
     }
     let one = Sarai::start(&config(&site, &more, &Overrides::default())).unwrap();
