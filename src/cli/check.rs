@@ -1,3 +1,4 @@
+use sarai::core::config::{Config, Place};
 use serde_json::json;
 
 use super::args::{CheckArgs, Common};
@@ -8,7 +9,9 @@ use super::session::{find, read};
 pub(super) fn check(common: &Common, args: &CheckArgs, output: &Output) -> Result<(), Failure> {
     let path = find(args.file.as_deref().or(common.config.as_deref()))?;
     let resolved = read(common, &path)?;
-    for warning in &resolved.warnings {
+    let mut warnings: Vec<String> = resolved.warnings.iter().map(ToString::to_string).collect();
+    warnings.extend(missing_files(&resolved.config));
+    for warning in &warnings {
         output.note(&format!("warning: {warning}"));
     }
     if args.resolved {
@@ -16,15 +19,14 @@ pub(super) fn check(common: &Common, args: &CheckArgs, output: &Output) -> Resul
     } else {
         let config = &resolved.config;
         output.line(&format!(
-            "{} is good: {} models, {} hosts, {} pipelines, budget {}",
+            "{} is good: {}, {}, {}, budget {}",
             path.display(),
-            config.models.len(),
-            config.hosts.len(),
-            config.pipelines.len(),
+            count(config.models.len(), "model"),
+            count(config.hosts.len(), "host"),
+            count(config.pipelines.len(), "pipeline"),
             config.memory.budget
         ))?;
     }
-    let warnings: Vec<String> = resolved.warnings.iter().map(ToString::to_string).collect();
     let settings: serde_json::Map<String, serde_json::Value> = resolved
         .settings
         .iter()
@@ -33,4 +35,21 @@ pub(super) fn check(common: &Common, args: &CheckArgs, output: &Output) -> Resul
         })
         .collect();
     output.object(&json!({"file": path, "ok": true, "warnings": warnings, "settings": settings}))
+}
+
+/// The files that models name and that are not there: not the configuration's fault, but good to know.
+fn missing_files(config: &Config) -> Vec<String> {
+    let places = config.models.iter().flat_map(|(name, model)| model.places.iter().map(move |p| (name, p)));
+    let missing = places.filter_map(|(name, place)| match place {
+        Place::Gguf(file) if !file.path.exists() => {
+            Some(format!("models.{name}.path: {} is not there", file.path.display()))
+        }
+        Place::Gguf(_) | Place::Ollama { .. } | Place::Model(_) => None,
+    });
+    missing.collect()
+}
+
+fn count(number: usize, what: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{s}")
 }

@@ -44,6 +44,9 @@ fn a_missing_file_is_named() {
     let (kind, message, code) = error(&site, &["chat", "lfm2", "hola"]);
     assert_eq!((kind.as_str(), code), ("failed", 1));
     assert!(message.contains("lfm2.gguf") && message.contains("No such file"), "{message}");
+    let (checked, code, _) = site.json(&nobody(), &["check"]);
+    assert_eq!(code, 0, "the configuration itself is good");
+    assert_eq!(checked["warnings"][0], "models.lfm2.path: models/demo/lfm2.gguf is not there");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! GGUF files in this process, through llama.cpp.
 //!
-//! The way of a file: its header is read and checked ([`header`], [`check`]), its size estimated ([`estimate`]), it is
-//! loaded on a thread of its own ([`load`]), which then works off its requests one at a time ([`worker`]).
+//! The way of a file: its header is read and checked (`header.rs`, `check.rs`), its size estimated (`estimate.rs`), it is
+//! loaded on a thread of its own (`load.rs`), which then works off its requests one at a time (`worker.rs`).
 
 mod check;
 mod embed;

@@ -203,7 +203,7 @@ pub struct MemoryConfig {
     pub max_concurrent_llms: usize,
     /// Where models run.
     pub strategy: Strategy,
-    /// How often memory is looked at without a cause.
+    /// How often memory is looked at without a cause. Noted; nothing acts on it yet.
     pub monitor_interval: Duration,
 }
 

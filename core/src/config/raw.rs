@@ -89,7 +89,7 @@ pub(super) struct RawModel {
     /// The GGUF file of backend gguf_native, relative to this file's folder, then to the working directory. Default:
     /// models/<name>.gguf.
     pub(super) path: Field<String>,
-    /// Projector for images and audio; not used by text requests.
+    /// Projector for images and audio. Noted; this version works with text alone.
     pub(super) mmproj: Field<String>,
     /// The context length: auto (by free memory), a number of tokens, or bounds for auto. Default: auto.
     pub(super) context: Field<RawContext>,
@@ -150,7 +150,7 @@ pub(super) struct RawMemory {
     pub(super) max_concurrent_llms: Field<usize>,
     /// Where models run. Default: hybrid_http_gguf.
     pub(super) strategy: Field<Strategy>,
-    /// How often memory is looked at without a cause. Default: 30s.
+    /// How often memory is looked at without a cause. Default: 30s. Noted; this version looks before each load.
     pub(super) monitor_interval: Field<Span>,
 }
 

@@ -105,11 +105,17 @@ impl Metrics {
         counter!("sarai_rejections_total", "reason" => reason).increment(1);
     }
 
-    pub(super) fn on_fallback(&self, model: &ModelName, from: &ServedBy, to: &ServedBy, error: &Error) {
+    pub(super) fn on_fallback(
+        &self,
+        model: &ModelName,
+        from: &ServedBy,
+        to: &ServedBy,
+        reason: &'static str,
+    ) {
         counter!(
             "sarai_fallbacks_total",
             "model" => model.to_string(), "from" => from.to_string(), "to" => to.to_string(),
-            "reason" => reason(error)
+            "reason" => reason
         )
         .increment(1);
     }
@@ -185,7 +191,8 @@ impl ModelMetrics {
     }
 }
 
-fn reason(error: &Error) -> &'static str {
+/// Why a place failed, as a label.
+pub(super) fn fallback_reason(error: &Error) -> &'static str {
     match error {
         Error::Request { cause, .. } | Error::Load { cause, .. } | Error::LoadBackoff { cause, .. } => {
             FailureKind::as_str(cause.kind)

@@ -1,6 +1,6 @@
 //! The pool: a handle to the models, and the task that owns their scheduler.
 //!
-//! The life of a request: [`ModelHandle`] walks over the places of its model ([`Walk`](walk)), leases each from the
+//! The life of a request: [`ModelHandle`] walks over the places of its model (`walk.rs`), leases each from the
 //! driver task until one answers, and returns that one's answer together with the lease. The driver owns the
 //! [`Scheduler`](crate::scheduler::Scheduler), feeds it events and carries out its effects.
 

@@ -9,6 +9,7 @@ use crate::units::ModelName;
 use super::Inner;
 use super::events::PoolEvent;
 use super::lease::{Lease, Wanted};
+use super::metrics::fallback_reason;
 
 /// One request's way over the places of its model, until one answers. It never waits for a lease while it holds
 /// another: a place that failed is given back first.
@@ -17,14 +18,18 @@ pub(super) struct Walk<'a> {
     model: &'a ModelName,
     rest: std::slice::Iter<'a, SlotId>,
     wanted: Wanted,
-    /// The first choice's error and the last place that failed, once one has.
+    /// What has failed so far, once something has.
     failed: Option<Failed>,
 }
 
 struct Failed {
+    /// The first choice's error.
     first: Error,
+    /// All places that failed and why, in order.
     reason: String,
+    /// The last of them, and the kind of its failure.
     last: ServedBy,
+    kind: &'static str,
 }
 
 impl<'a> Walk<'a> {
@@ -66,17 +71,17 @@ impl<'a> Walk<'a> {
         let last_resort = self.rest.len() == 0;
         let allows_fallback = error.allows_fallback();
         let served_by = self.inner.shared.slots[slot.0].backend.served_by();
-        let reason = reason(&served_by, &error);
+        let (reason, kind) = (reason(&served_by, &error), fallback_reason(&error));
         self.failed = match (self.failed.take(), allows_fallback && !last_resort) {
             (None, false) => return Err(error),
             (Some(Failed { first, .. }), false) => {
                 let (first, last) = (Box::new(first), Box::new(error));
                 return Err(Error::FallbackFailed { model: self.model.clone(), first, last });
             }
-            (None, true) => Some(Failed { first: error, reason, last: served_by }),
+            (None, true) => Some(Failed { first: error, reason, last: served_by, kind }),
             (Some(before), true) => {
                 let reason = format!("{}; {reason}", before.reason);
-                Some(Failed { first: before.first, reason, last: served_by })
+                Some(Failed { first: before.first, reason, last: served_by, kind })
             }
         };
         Ok(())
@@ -88,7 +93,7 @@ impl<'a> Walk<'a> {
         let shared = &self.inner.shared;
         let to = shared.slots[to.0].backend.served_by();
         tracing::warn!(model = %self.model, from = %failed.last, %to, reason = failed.reason, "falling back");
-        shared.metrics.on_fallback(self.model, &failed.last, &to, &failed.first);
+        shared.metrics.on_fallback(self.model, &failed.last, &to, failed.kind);
         shared.emit(PoolEvent::Fallback {
             model: self.model.clone(),
             from: failed.last.clone(),
