@@ -36,7 +36,7 @@ impl World {
         });
         let limits = Limits {
             budget: Bytes(MODEL.0 * fit),
-            max_llms: models,
+            max_concurrent_llms: models,
             max_waiting: 1024,
             aging: Duration::from_secs(30),
             drain_after: Duration::from_secs(10),

@@ -43,7 +43,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     // Someone watches the cursor: these requests go before others.
-    let options = CallOptions { priority: Priority::Interactive, wait: Some(Duration::from_secs(120)) };
+    let options =
+        CallOptions { priority: Priority::Interactive, wait_timeout: Some(Duration::from_secs(120)) };
     let mut conversation = vec![Message::system("You are a kind assistant. Answer in the user's language.")];
     for line in std::io::stdin().lock().lines() {
         let text = line?;

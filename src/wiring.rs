@@ -7,7 +7,7 @@ use sarai_agents::ollama::{Client, OllamaBackend};
 use sarai_core::Error;
 use sarai_core::answer::CallOptions;
 use sarai_core::backend::Backend;
-use sarai_core::config::{self, Config, ConfigError, ModelConfig, Overrides, Place, Problem, Role};
+use sarai_core::config::{self, Config, ConfigError, ModelConfig, ModelRole, Overrides, Place, Problem};
 use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::request::Capability;
@@ -64,7 +64,7 @@ impl Sarai {
             .collect::<Result<BTreeMap<_, _>, Error>>()?;
         let limits = Limits {
             budget: config.memory.budget,
-            max_llms: config.memory.max_concurrent_llms,
+            max_concurrent_llms: config.memory.max_concurrent_llms,
             max_waiting: config.queue.max_waiting,
             aging: AGING,
             drain_after: DRAIN_AFTER,
@@ -141,9 +141,9 @@ fn wire(
     hosts: &BTreeMap<HostName, Arc<Client>>,
 ) -> Option<PlaceSpec> {
     let (purpose, helper) = match model.role {
-        Role::Llm => (Capability::Generate, false),
-        Role::Embedding => (Capability::Embed, true),
-        Role::Router => (Capability::Classify, true),
+        ModelRole::Llm => (Capability::Generate, false),
+        ModelRole::Embedding => (Capability::Embed, true),
+        ModelRole::Router => (Capability::Classify, true),
     };
     let (backend, parallel): (Arc<dyn Backend>, usize) = match place {
         Place::Model(other) => return Some(PlaceSpec::Model(other.clone())),

@@ -31,7 +31,7 @@ pub struct CallOptions {
     /// Its place among the waiting.
     pub priority: Priority,
     /// How long it may wait for its model, queueing and loading together; `None` takes the pool's default.
-    pub wait: Option<Duration>,
+    pub wait_timeout: Option<Duration>,
 }
 
 /// Who served a request, and the time it took to get there.

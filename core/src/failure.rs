@@ -25,6 +25,8 @@ pub enum FailureKind {
     Protocol,
     /// The answer ended before its end was announced.
     CutOff,
+    /// The host lets nobody in, or not us (401, 403).
+    Denied,
     /// The host refused the request as such (other 4xx).
     Refused,
     /// A local file is missing or unreadable.
@@ -39,8 +41,10 @@ pub enum FailureKind {
     Unsupported,
     /// The caller went away.
     Cancelled,
-    /// The engine failed: out of memory, a failed decode, a thread that ended.
+    /// The engine failed on the request: out of memory, a failed decode.
     Engine,
+    /// The loaded model is gone: its thread or process has ended. The pool unloads what is left of it.
+    EngineGone,
 }
 
 impl FailureKind {
@@ -54,11 +58,13 @@ impl FailureKind {
             | Self::HostError
             | Self::Busy
             | Self::ModelMissing
+            | Self::Denied
             | Self::Protocol
             | Self::CutOff
             | Self::FileMissing
             | Self::BadFile
-            | Self::Engine => true,
+            | Self::Engine
+            | Self::EngineGone => true,
             Self::Refused
             | Self::ContextOverflow
             | Self::BadRequest
@@ -78,6 +84,7 @@ impl FailureKind {
             Self::ModelMissing => "model_missing",
             Self::Protocol => "protocol",
             Self::CutOff => "cut_off",
+            Self::Denied => "denied",
             Self::Refused => "refused",
             Self::FileMissing => "file_missing",
             Self::BadFile => "bad_file",
@@ -86,6 +93,7 @@ impl FailureKind {
             Self::Unsupported => "unsupported",
             Self::Cancelled => "cancelled",
             Self::Engine => "engine",
+            Self::EngineGone => "engine_gone",
         }
     }
 }

@@ -65,7 +65,7 @@ impl Capabilities {
 /// Who speaks in a [`Message`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Speaker {
+pub enum Role {
     /// The instructions above the conversation.
     System,
     /// The person, or the program, that asks.
@@ -74,7 +74,7 @@ pub enum Speaker {
     Assistant,
 }
 
-impl Speaker {
+impl Role {
     /// The role's name, as chat templates and chat APIs spell it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -90,7 +90,7 @@ impl Speaker {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Who says it.
-    pub role: Speaker,
+    pub role: Role,
     /// What is said.
     pub content: String,
 }
@@ -98,17 +98,17 @@ pub struct Message {
 impl Message {
     /// A message of the user.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: Speaker::User, content: content.into() }
+        Self { role: Role::User, content: content.into() }
     }
 
     /// Instructions to the model.
     pub fn system(content: impl Into<String>) -> Self {
-        Self { role: Speaker::System, content: content.into() }
+        Self { role: Role::System, content: content.into() }
     }
 
     /// An earlier answer of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: Speaker::Assistant, content: content.into() }
+        Self { role: Role::Assistant, content: content.into() }
     }
 }
 

@@ -22,7 +22,8 @@ struct Whole<'a> {
 }
 
 /// A person waits for these.
-pub(super) const INTERACTIVE: CallOptions = CallOptions { priority: Priority::Interactive, wait: None };
+pub(super) const INTERACTIVE: CallOptions =
+    CallOptions { priority: Priority::Interactive, wait_timeout: None };
 
 pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> Result<(), Failure> {
     if args.prompt.is_none() && output.json {

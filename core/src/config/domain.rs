@@ -57,7 +57,7 @@ pub struct HostConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// What it is for.
-    pub role: Role,
+    pub role: ModelRole,
     /// How hard the pool holds on to it.
     pub class: Class,
     /// Where it can run, first choice first; never empty. The rest are fallbacks.
@@ -100,7 +100,7 @@ pub struct GgufConfig {
 /// What a model is for. Only LLMs count for `max_concurrent_llms`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Role {
+pub enum ModelRole {
     /// Generates text.
     #[default]
     Llm,

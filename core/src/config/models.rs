@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::at::At;
 use super::build::named;
 use super::check::{Check, did_you_mean};
-use super::domain::{Class, ModelConfig, Place, Role, RouterConfig, Strategy};
+use super::domain::{Class, ModelConfig, ModelRole, Place, RouterConfig, Strategy};
 use super::field::Field;
 use super::hosts::IMPLICIT;
 use super::places::{self, Switch};
@@ -33,7 +33,7 @@ pub(super) struct Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// It can be loaded.
-    Model(Role),
+    Model(ModelRole),
     /// It scores texts by another model.
     SimilarityRouter,
     /// What it is has a problem of its own; references to it are taken as right.
@@ -54,8 +54,8 @@ pub(super) fn models(
         if matches!(name.as_str(), places::GGUF | places::OLLAMA) {
             check.problem(&at, "a model cannot have the name of a backend");
         }
-        let role = check.setting(&at.key("role"), std::mem::take(&mut raw.role), Role::default());
-        if role == Role::Router {
+        let role = check.setting(&at.key("role"), std::mem::take(&mut raw.role), ModelRole::default());
+        if role == ModelRole::Router {
             if let Some(first) = router_name.replace(name.clone()) {
                 check.problem(&at, format!("a second router; {first} is one already"));
             }
@@ -99,8 +99,8 @@ impl Scope {
     /// Whether there is a router, as far as that is clear.
     pub(super) fn may_have_router(&self) -> bool {
         self.models.values().any(|known| match known {
-            Known::SimilarityRouter | Known::Model(Role::Router) | Known::Unclear => true,
-            Known::Model(Role::Llm | Role::Embedding) => false,
+            Known::SimilarityRouter | Known::Model(ModelRole::Router) | Known::Unclear => true,
+            Known::Model(ModelRole::Llm | ModelRole::Embedding) => false,
         })
     }
 
@@ -108,7 +108,7 @@ impl Scope {
     pub(super) fn model(
         &self,
         given: &str,
-        role: Role,
+        role: ModelRole,
         at: &At<'_>,
         check: &mut Check<'_>,
     ) -> Option<ModelName> {
@@ -137,24 +137,26 @@ impl Scope {
 impl Known {
     fn of(raw: &Field<RawModel>) -> Self {
         let raw = match raw {
-            Field::Absent => return Self::Model(Role::default()),
+            Field::Absent => return Self::Model(ModelRole::default()),
             Field::Given(raw) => raw,
             Field::Wrong(_) => return Self::Unclear,
         };
         match (&raw.role, &raw.kind) {
-            (Field::Given(Role::Router), Field::Given(RawRouterKind::Similarity)) => Self::SimilarityRouter,
-            (Field::Given(Role::Router), Field::Absent | Field::Wrong(_)) | (Field::Wrong(_), _) => {
+            (Field::Given(ModelRole::Router), Field::Given(RawRouterKind::Similarity)) => {
+                Self::SimilarityRouter
+            }
+            (Field::Given(ModelRole::Router), Field::Absent | Field::Wrong(_)) | (Field::Wrong(_), _) => {
                 Self::Unclear
             }
             (Field::Given(role), _) => Self::Model(*role),
-            (Field::Absent, _) => Self::Model(Role::default()),
+            (Field::Absent, _) => Self::Model(ModelRole::default()),
         }
     }
 }
 
 fn model(
     name: &ModelName,
-    role: Role,
+    role: ModelRole,
     mut raw: RawModel,
     at: &At<'_>,
     (scope, switch): (&Scope, &Switch),
@@ -171,19 +173,19 @@ fn model(
 }
 
 /// The class, by default that of the role.
-pub(super) fn class(field: Field<Class>, role: Role, at: &At<'_>, check: &mut Check<'_>) -> Class {
+pub(super) fn class(field: Field<Class>, role: ModelRole, at: &At<'_>, check: &mut Check<'_>) -> Class {
     let default = match role {
-        Role::Llm => Class::OnDemand,
-        Role::Embedding | Role::Router => Class::Resident,
+        ModelRole::Llm => Class::OnDemand,
+        ModelRole::Embedding | ModelRole::Router => Class::Resident,
     };
     check.setting(&at.key("class"), field, default)
 }
 
-const fn role_name(role: Role) -> &'static str {
+const fn role_name(role: ModelRole) -> &'static str {
     match role {
-        Role::Llm => "llm",
-        Role::Embedding => "embedding",
-        Role::Router => "router",
+        ModelRole::Llm => "llm",
+        ModelRole::Embedding => "embedding",
+        ModelRole::Router => "router",
     }
 }
 

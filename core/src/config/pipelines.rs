@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use super::at::At;
 use super::build::named;
 use super::check::{Check, did_you_mean};
-use super::domain::{InputKind, PipelineConfig, Role, StepAction, StepConfig};
+use super::domain::{InputKind, ModelRole, PipelineConfig, StepAction, StepConfig};
 use super::field::Field;
 use super::models::Scope;
 use super::raw::{RawInput, RawPipeline, RawSampling, RawStep};
@@ -223,7 +223,7 @@ fn model(given: String, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Op
     if given.contains("{{") || given.contains("{%") {
         return Some(given);
     }
-    scope.model(&given, Role::Llm, at, check).map(|model| model.to_string())
+    scope.model(&given, ModelRole::Llm, at, check).map(|model| model.to_string())
 }
 
 fn sampling(field: Field<RawSampling>, at: &At<'_>, check: &mut Check<'_>) -> Sampling {

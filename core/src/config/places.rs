@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::at::At;
 use super::check::{Check, did_you_mean};
-use super::domain::{Context, GgufConfig, Place, Role, Strategy, Weights};
+use super::domain::{Context, GgufConfig, ModelRole, Place, Strategy, Weights};
 use super::field::Field;
 use super::hosts::IMPLICIT;
 use super::models::Scope;
@@ -45,7 +45,7 @@ impl Switch {
 /// The places of a model, first choice first. Empty if there is none, which is noted.
 pub(super) fn places(
     name: &ModelName,
-    role: Role,
+    role: ModelRole,
     raw: RawModel,
     at: &At<'_>,
     (scope, switch): (&Scope, &Switch),
@@ -106,7 +106,7 @@ enum Choice {
 
 fn choices(
     raw: &RawModel,
-    role: Role,
+    role: ModelRole,
     name: &ModelName,
     at: &At<'_>,
     scope: &Scope,
@@ -140,7 +140,7 @@ fn choices(
 
 fn fallback_choice(
     given: &str,
-    role: Role,
+    role: ModelRole,
     name: &ModelName,
     at: &At<'_>,
     scope: &Scope,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::domain::{Class, Role, Strategy, Weights};
+use super::domain::{Class, ModelRole, Strategy, Weights};
 use super::field::Field;
 use super::values::{Names, RawContext, Span};
 
@@ -74,7 +74,7 @@ pub(super) enum HostKind {
 #[schemars(deny_unknown_fields)]
 pub(super) struct RawModel {
     /// What it is for. Only LLMs count for `max_concurrent_llms`. Default: llm.
-    pub(super) role: Field<Role>,
+    pub(super) role: Field<ModelRole>,
     /// How hard the pool holds on to it. Default: resident for embedding models and routers, on_demand for LLMs.
     pub(super) class: Field<Class>,
     /// Where it runs. Every model needs it, except a router of kind similarity.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::at::At;
 use super::check::{Check, did_you_mean};
-use super::domain::{Role, RouterConfig, RouterKind};
+use super::domain::{ModelRole, RouterConfig, RouterKind};
 use super::field::Field;
 use super::models::{Scope, class};
 use super::raw::{RawModel, RawRouterKind};
@@ -41,7 +41,7 @@ pub(super) fn router(
     let routes = routes(raw.routes, kind.as_ref(), &at.key("routes"), scope, check);
     let at_default = at.key("default");
     let default = check.optional(&at_default, raw.default);
-    let default = default.and_then(|given| scope.model(&given, Role::Llm, &at_default, check));
+    let default = default.and_then(|given| scope.model(&given, ModelRole::Llm, &at_default, check));
     let at_threshold = at.key("threshold");
     let threshold = check.setting(&at_threshold, raw.threshold, 0.0);
     check.require(&at_threshold, (0.0..=1.0).contains(&threshold), "must be from 0 to 1");
@@ -82,7 +82,7 @@ pub(super) fn no_place_keys(raw: RawModel, at: &At<'_>, check: &mut Check<'_>) {
             format!("a router of kind similarity loads nothing itself; `{key}` belongs to its model");
         check.problem(&at.key(key), message);
     }
-    class(raw.class, Role::Router, at, check);
+    class(raw.class, ModelRole::Router, at, check);
 }
 
 /// The keys of a router.
@@ -120,7 +120,7 @@ fn similarity(
         check.problem(&at_model, "missing: the embedding model that compares texts");
     }
     let model = check.optional(&at_model, model);
-    let model = model.and_then(|given| scope.model(&given, Role::Embedding, &at_model, check));
+    let model = model.and_then(|given| scope.model(&given, ModelRole::Embedding, &at_model, check));
 
     let at_labels = at.key("labels");
     let mut texts = BTreeMap::new();
@@ -162,7 +162,7 @@ fn routes(
             check.problem(&at, "needs the name of a model");
         }
         let Some(given) = check.optional(&at, model) else { continue };
-        if let Some(model) = scope.model(&given, Role::Llm, &at, check) {
+        if let Some(model) = scope.model(&given, ModelRole::Llm, &at, check) {
             routes.insert(label, model);
         }
     }

@@ -11,7 +11,7 @@ use super::driver::Driver;
 use super::metrics::Metrics;
 use super::{Inner, ModelEntry, ModelPool, Shared, SlotEntry};
 use crate::backend::Backend;
-use crate::config::{Class, ConfigError, Problem, Role};
+use crate::config::{Class, ConfigError, ModelRole, Problem};
 use crate::error::Error;
 use crate::memory::{Probe, SystemProbe};
 use crate::scheduler::{Limits, Scheduler, SlotId, SlotSpec};
@@ -26,7 +26,7 @@ pub struct ModelSpec {
     /// Its name.
     pub name: ModelName,
     /// What it is for.
-    pub role: Role,
+    pub role: ModelRole,
     /// How hard the pool holds on to it.
     pub class: Class,
     /// Unloaded after this long without a request.
@@ -105,7 +105,7 @@ impl PoolBuilder {
                 slots.push(SlotEntry { model: model.name.clone(), backend: Arc::clone(backend) });
                 specs.push(SlotSpec {
                     model: model.name.clone(),
-                    llm: model.role == Role::Llm,
+                    llm: model.role == ModelRole::Llm,
                     class: model.class,
                     capabilities: backend.capabilities(),
                     parallel: (*parallel).max(1),

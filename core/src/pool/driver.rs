@@ -188,8 +188,8 @@ impl Driver {
                 self.scheduler.handle(event, now);
             }
         }
-        let status = self.scheduler.status(now);
-        self.shared.metrics.on_queue(status.waiting, status.oldest_waiting);
+        let (waiting, oldest) = self.scheduler.waiting(now);
+        self.shared.metrics.on_queue(waiting, oldest);
     }
 
     /// Does what the scheduler decided. What it brings about at once comes back as an event.

@@ -10,7 +10,7 @@ use super::stream::Answering;
 use super::walk::Walk;
 use super::{Inner, ModelPool};
 use crate::answer::{AnswerStream, CallOptions, Models, Provenance};
-use crate::config::Role;
+use crate::config::ModelRole;
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
 use crate::request::{Capability, Embeddings, GenerateRequest, LabelScore};
@@ -46,9 +46,9 @@ impl ModelHandle {
     pub async fn lease(&self) -> Result<Lease, Error> {
         let (_, entry) = self.inner.entry(self.model.as_str())?;
         let capability = match entry.role {
-            Role::Llm => Capability::Generate,
-            Role::Embedding => Capability::Embed,
-            Role::Router => Capability::Classify,
+            ModelRole::Llm => Capability::Generate,
+            ModelRole::Embedding => Capability::Embed,
+            ModelRole::Router => Capability::Classify,
         };
         Walk::new(&self.inner, &self.model, capability, CallOptions::default())?.lease().await
     }

@@ -31,7 +31,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::backend::{Backend, Model, ServedBy};
-use crate::config::{Class, Role};
+use crate::config::{Class, ModelRole};
 use crate::error::Error;
 use crate::memory::Probe;
 use crate::scheduler::{Limits, PoolStatus, RequestId, SlotId};
@@ -68,7 +68,7 @@ struct Shared {
 
 /// A model's name, and where it can run.
 struct ModelEntry {
-    role: Role,
+    role: ModelRole,
     class: Class,
     /// Its own slots.
     slots: Vec<SlotId>,

@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 use super::ModelPool;
 use super::driver::Command;
 use crate::backend::ServedBy;
-use crate::config::{Class, Role};
+use crate::config::{Class, ModelRole};
 use crate::error::Error;
 use crate::memory::{Estimate, Footprint, SystemMemory};
 use crate::scheduler::{PlannedLoad, SlotId};
@@ -40,7 +40,7 @@ pub struct ModelMemory {
     /// The place.
     pub served_by: ServedBy,
     /// What it is for.
-    pub role: Role,
+    pub role: ModelRole,
     /// `absent`, `loading`, `ready`, ...
     pub state: &'static str,
     /// How hard the pool holds on to it.
@@ -134,7 +134,7 @@ impl ModelPool {
                 used_bytes: status.used,
                 peak_bytes: status.peak,
                 llms: status.llms,
-                max_concurrent_llms: status.max_llms,
+                max_concurrent_llms: status.max_concurrent_llms,
                 waiting: status.waiting,
                 models: models.collect(),
                 system: shared.probe.read(),

@@ -41,7 +41,7 @@ impl<'a> Walk<'a> {
     ) -> Result<Self, Error> {
         let (model, entry) = inner.entry(model.as_str())?;
         let wanted =
-            Wanted { capability, priority: options.priority, deadline: inner.deadline(options.wait) };
+            Wanted { capability, priority: options.priority, deadline: inner.deadline(options.wait_timeout) };
         Ok(Self { inner, model, rest: entry.chain.iter(), wanted, failed: None })
     }
 

@@ -4,6 +4,7 @@ use super::policy::{Candidate, Choice, Need, choose};
 use super::queue::Waiting;
 use super::slot::{Cause, Held, State};
 use super::{Effect, Scheduler, SlotId};
+use crate::config::Class;
 use crate::error::Error;
 use crate::memory::Estimate;
 use crate::units::{Bytes, ModelName, Timestamp};
@@ -48,7 +49,7 @@ impl Scheduler {
         }
         // A resident's load never waits behind an LLM's.
         let (residents, others): (Vec<_>, Vec<_>) =
-            order.into_iter().partition(|waiting| self.slots[waiting.slot.0].pinned);
+            order.into_iter().partition(|waiting| self.is_resident(waiting.slot));
         let mut seen = BTreeSet::new();
         for waiting in residents.iter().chain(&others) {
             // Whoever waits for the same slot waits for the same room: the first one speaks for all.
@@ -78,7 +79,7 @@ impl Scheduler {
             State::Ready { .. } | State::Loading { .. } | State::Unloading { .. } | State::Estimating => {
                 return Decision::Wait;
             }
-            // 2, for requests that were let in before the load failed; 5.
+            // 2, for requests that were let in before the load failed or the engine ended; 5.
             State::Absent => return slot.backoff_error(now).map_or(Decision::Estimate, Decision::Reject),
             State::Sized { estimate } => estimate.clone(),
         };
@@ -86,9 +87,9 @@ impl Scheduler {
         if let Some(error) = self.never_fits(waiting.slot, &estimate) {
             return Decision::NeverFits(error);
         }
-        let pinned = slot.pinned;
+        let resident = self.is_resident(waiting.slot);
         let need = Need { bytes: estimate.total(), llms: self.llms_needed(waiting.slot) };
-        if room.kept && !pinned {
+        if room.kept && !resident {
             return Decision::Wait;
         }
         // 7
@@ -111,7 +112,7 @@ impl Scheduler {
             return Decision::Evict(choice.victims);
         }
         // 10
-        room.kept = !pinned && self.has_waited_long(waiting.slot, now);
+        room.kept = !resident && self.has_waited_long(waiting.slot, now);
         Decision::Wait
     }
 
@@ -120,10 +121,7 @@ impl Scheduler {
         match decision {
             Decision::Wait => {}
             Decision::Grant => self.grant(waiting, now),
-            Decision::Reject(error) => {
-                self.queue.remove(waiting.id);
-                self.reject(waiting.id, error);
-            }
+            Decision::Reject(error) => self.reject_waiters(slot, &|_| error.clone()),
             Decision::NeverFits(error) => {
                 self.set_state(slot, State::Absent, Cause::TooLarge, now);
                 self.reject_waiters(slot, &|_| error.clone());
@@ -143,8 +141,8 @@ impl Scheduler {
 
     fn grant_if_ready(&mut self, waiting: &Waiting, now: Timestamp) {
         let slot = &self.slots[waiting.slot.0];
-        if let State::Ready { leases, .. } = slot.state
-            && leases < slot.spec.parallel
+        if let State::Ready { leases, lost: None, .. } = &slot.state
+            && *leases < slot.spec.parallel
         {
             self.carry_out(Decision::Grant, waiting, now);
         }
@@ -176,16 +174,35 @@ impl Scheduler {
         }
     }
 
-    /// Evicts idle models while the ledger exceeds the budget, which became smaller or was overrun by a load.
+    /// Evicts idle models while the ledger exceeds the budget, which became smaller or was overrun by a load. Models
+    /// that someone waits for are not idle in this sense: they would only be loaded again.
     fn enforce_budget(&mut self, now: Timestamp) {
-        let coming: Bytes = self.unloading().map(|slot| self.bytes_of(slot)).sum();
-        let over = self.ledger.used().saturating_sub(self.ledger.budget() + coming);
-        if over > Bytes::ZERO {
-            let choice = self.victims(Need { bytes: over, llms: 0 }, SlotId(usize::MAX), now);
+        if let Some(over) = self.over_budget() {
+            let choice = self
+                .victims_among(over, None, now, |slot, leases| leases == 0 && !self.queue.waits_for(slot));
             for victim in choice.victims {
                 self.start_unload(victim, Cause::Budget, now);
             }
         }
+    }
+
+    /// Whether the budget holds, or will once other idle models than `slot` are evicted.
+    pub(super) fn can_make_good(&self, slot: SlotId, now: Timestamp) -> bool {
+        self.over_budget().is_none_or(|over| {
+            let others = |other, leases| leases == 0 && other != slot && !self.queue.waits_for(other);
+            self.victims_among(over, None, now, others).sufficient
+        })
+    }
+
+    /// What the ledger holds beyond the budget, what is on its way out excepted.
+    fn over_budget(&self) -> Option<Need> {
+        let coming: Bytes = self.unloading().map(|slot| self.bytes_of(slot)).sum();
+        let bytes = self.ledger.used().saturating_sub(self.ledger.budget() + coming);
+        (bytes > Bytes::ZERO).then_some(Need { bytes, llms: 0 })
+    }
+
+    fn is_resident(&self, slot: SlotId) -> bool {
+        self.slots[slot.0].spec.class == Class::Resident
     }
 
     fn never_fits(&self, slot: SlotId, estimate: &Estimate) -> Option<Error> {
@@ -202,7 +219,7 @@ impl Scheduler {
         }
         let pinned_llms: BTreeSet<&ModelName> =
             pinned().filter(|other| other.counts()).map(|other| &other.spec.model).collect();
-        let limit = self.limits.max_llms;
+        let limit = self.limits.max_concurrent_llms;
         let needs_place = self.slots[slot.0].spec.llm && !pinned_llms.contains(&model);
         (needs_place && pinned_llms.len() >= limit).then_some(Error::TooManyLlms { model, limit })
     }
@@ -214,7 +231,7 @@ impl Scheduler {
         Room {
             bytes: self.ledger.left(),
             coming: self.unloading().map(|slot| self.bytes_of(slot)).sum(),
-            llms: self.limits.max_llms.saturating_sub(held.len()),
+            llms: self.limits.max_concurrent_llms.saturating_sub(held.len()),
             llms_coming,
             kept: false,
         }
@@ -230,20 +247,27 @@ impl Scheduler {
     }
 
     fn victims(&self, need: Need, wanted: SlotId, now: Timestamp) -> Choice {
-        self.victims_among(need, wanted, now, false)
+        self.victims_among(need, Some(wanted), now, |_, leases| leases == 0)
     }
 
-    /// Whom to evict for `wanted`; with `even_busy`, as if all that is in use were idle.
-    fn victims_among(&self, need: Need, wanted: SlotId, now: Timestamp, even_busy: bool) -> Choice {
-        let own = self.slots.get(wanted.0).map(|slot| &slot.spec.model);
+    /// Whom to evict, for `wanted` if it is for one slot, among the ready and unpinned slots that `may` be taken by
+    /// their number of leases.
+    fn victims_among(
+        &self,
+        need: Need,
+        wanted: Option<SlotId>,
+        now: Timestamp,
+        may: impl Fn(SlotId, usize) -> bool,
+    ) -> Choice {
+        let own = wanted.map(|slot| &self.slots[slot.0].spec.model);
         let candidates: Vec<Candidate> = self
             .slots
             .iter()
             .enumerate()
             .filter(|(_, slot)| !slot.pinned)
             .filter_map(|(at, slot)| {
-                let State::Ready { held, leases, idle_since } = &slot.state else { return None };
-                (*leases == 0 || even_busy).then(|| Candidate {
+                let State::Ready { held, leases, idle_since, .. } = &slot.state else { return None };
+                may(SlotId(at), *leases).then(|| Candidate {
                     slot: SlotId(at),
                     llm: Some(&slot.spec.model).filter(|model| slot.spec.llm && Some(*model) != own).cloned(),
                     class: slot.spec.class,
@@ -276,8 +300,12 @@ impl Scheduler {
         }
         // Whoever is idle goes first, and must not be given to someone else in this same round.
         let idle = self.victims(missing, waiting.slot, now);
-        let choice =
-            if idle.sufficient { idle } else { self.victims_among(missing, waiting.slot, now, true) };
+        // If that is not enough: as if all that is in use were idle.
+        let choice = if idle.sufficient {
+            idle
+        } else {
+            self.victims_among(missing, Some(waiting.slot), now, |_, _| true)
+        };
         choice.sufficient.then_some(Draining { position, victims: choice.victims })
     }
 

@@ -118,7 +118,7 @@ fn copy_slot(slot: &Slot, from: &Ledger, to: &mut Ledger) -> Slot {
     let mut copy = Slot::new(slot.spec.clone());
     copy.pinned = slot.pinned;
     let (held, leases, idle_since) = match &slot.state {
-        State::Ready { held, leases, idle_since } => (held, *leases, *idle_since),
+        State::Ready { held, leases, idle_since, .. } => (held, *leases, *idle_since),
         State::Loading { held, started, .. } => (held, 0, *started),
         State::Absent | State::Estimating | State::Sized { .. } | State::Unloading { .. } => return copy,
     };
@@ -126,7 +126,7 @@ fn copy_slot(slot: &Slot, from: &Ledger, to: &mut Ledger) -> Slot {
     // Settled, not reserved: an overrun of the original is an overrun of the copy.
     to.settle(&reservation, from.bytes(&held.reservation));
     let held = Held { reservation, estimate: held.estimate.clone(), measured: held.measured };
-    copy.state = State::Ready { held, leases, idle_since };
+    copy.state = State::Ready { held, leases, idle_since, lost: None };
     copy.phase = Phase::Ready;
     copy
 }

@@ -42,7 +42,7 @@ pub struct RequestId(pub u64);
 pub struct SlotSpec {
     /// The logical model. Slots of one model count as one LLM.
     pub model: ModelName,
-    /// Whether it counts for `max_llms`.
+    /// Whether it counts for `max_concurrent_llms`.
     pub llm: bool,
     /// How hard to hold on to it. Residents are pinned from the start.
     pub class: Class,
@@ -60,7 +60,7 @@ pub struct Limits {
     /// All that may be held for models.
     pub budget: Bytes,
     /// LLMs that may be loaded or loading at once.
-    pub max_llms: usize,
+    pub max_concurrent_llms: usize,
     /// Requests that may wait at once.
     pub max_waiting: usize,
     /// A waiting request moves up one priority class each time this passes.
@@ -69,7 +69,7 @@ pub struct Limits {
     pub drain_after: Duration,
 }
 
-/// Where requests of equal urgency stand to each other is FIFO; this is the rest of what a request says.
+/// What a request asks for, and how urgently. Requests of equal urgency are served in the order of their arrival.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
     /// What will be asked of the model.
@@ -111,6 +111,13 @@ pub enum Event {
         slot: SlotId,
         /// What the model holds now, where that could be measured.
         result: Result<Option<Footprint>, Failure>,
+    },
+    /// A loaded model turned out to be gone: its thread or process has ended. What is left of it is unloaded.
+    Lost {
+        /// The slot.
+        slot: SlotId,
+        /// What told so.
+        cause: Failure,
     },
     /// An [`Effect::StartUnload`] ended: the memory is back.
     Unloaded {
@@ -249,6 +256,7 @@ impl Scheduler {
             Event::Return { id } => self.on_return(id, now),
             Event::Estimated { slot, result } => self.on_estimated(slot, result, now),
             Event::Loaded { slot, result } => self.on_loaded(slot, result, now),
+            Event::Lost { slot, cause } => self.on_lost(slot, cause, now),
             Event::Unloaded { slot } => self.on_unloaded(slot, now),
             Event::Unload { id, slot } => self.on_unload(id, slot, now),
             Event::Pin { slot, pinned } => self.slots[slot.0].pinned = pinned,
@@ -305,6 +313,22 @@ impl Scheduler {
         {
             *leases -= 1;
             *idle_since = now;
+            self.unload_if_lost(slot, now);
+        }
+    }
+
+    fn on_lost(&mut self, slot: SlotId, cause: Failure, now: Timestamp) {
+        if let State::Ready { lost, .. } = &mut self.slots[slot.0].state {
+            *lost = Some(cause);
+            self.unload_if_lost(slot, now);
+        }
+    }
+
+    fn unload_if_lost(&mut self, slot: SlotId, now: Timestamp) {
+        if let State::Ready { leases: 0, lost: Some(cause), .. } = &self.slots[slot.0].state {
+            let cause = cause.clone();
+            self.back_off(slot, &cause, now);
+            self.start_unload(slot, Cause::Failed, now);
         }
     }
 
@@ -325,8 +349,8 @@ impl Scheduler {
     }
 
     fn on_loaded(&mut self, slot: SlotId, result: Result<Option<Footprint>, Failure>, now: Timestamp) {
-        let (held, started) = match self.slots[slot.0].take_state() {
-            State::Loading { held, started, .. } => (held, started),
+        let (held, started, cancelled) = match self.slots[slot.0].take_state() {
+            State::Loading { held, started, cancelled } => (held, started, cancelled),
             other => return self.slots[slot.0].state = other,
         };
         match result {
@@ -340,12 +364,14 @@ impl Scheduler {
                 entry.backoff = None;
                 entry.last_load = Some((started, now));
                 let held = Held { measured, ..held };
-                self.set_state(slot, State::Ready { held, leases: 0, idle_since: now }, Cause::Request, now);
+                let ready = State::Ready { held, leases: 0, idle_since: now, lost: None };
+                self.set_state(slot, ready, Cause::Request, now);
                 self.unload_if_asked(slot, now);
+                self.unload_if_over_budget(slot, now);
             }
             Err(cause) => {
                 self.ledger.release(held.reservation);
-                let abandoned = cause.kind == FailureKind::Cancelled;
+                let abandoned = cancelled && cause.kind == FailureKind::Cancelled;
                 let why = if abandoned { Cause::Abandoned } else { Cause::Failed };
                 self.set_state(slot, State::Absent, why, now);
                 self.answer_unloads(slot, Bytes::ZERO);
@@ -372,6 +398,26 @@ impl Scheduler {
             let error = Error::InUse { model: model.clone(), leases };
             self.effects.push_back(Effect::UnloadDone { id, result: Err(error) });
         }
+    }
+
+    /// A load that ends above the budget, where the eviction of others cannot make that good, is taken back. Whoever
+    /// waits for it hears the true figure if it took more than was reserved for it; else the budget became smaller
+    /// meanwhile, and they wait for room again.
+    fn unload_if_over_budget(&mut self, slot: SlotId, now: Timestamp) {
+        let State::Ready { held, .. } = &self.slots[slot.0].state else { return };
+        let (asked, estimated) = (self.ledger.bytes(&held.reservation), held.estimate.total());
+        if self.can_make_good(slot, now) {
+            return;
+        }
+        if asked > estimated {
+            let own = &self.slots[slot.0].spec.model;
+            let holders: Vec<_> = self.ledger.holders().into_iter().filter(|h| h.model != *own).collect();
+            let budget = self.ledger.budget();
+            let left = budget.saturating_sub(self.ledger.used().saturating_sub(asked));
+            let error = |model| Error::OverBudget { model, asked, left, budget, holders: holders.clone() };
+            self.reject_waiters(slot, &error);
+        }
+        self.start_unload(slot, Cause::Budget, now);
     }
 
     fn back_off(&mut self, slot: SlotId, cause: &Failure, now: Timestamp) {

@@ -51,7 +51,8 @@ pub(super) enum State {
     /// To `Ready`, or to `Absent` when the load fails or is given up.
     Loading { held: Held, started: Timestamp, cancelled: bool },
     /// Can be used. To `Unloading`, never while leases are out (the end of a shutdown's grace excepted).
-    Ready { held: Held, leases: usize, idle_since: Timestamp },
+    /// With `lost`, its engine has ended: nobody new may use it, and it goes when the last lease is back.
+    Ready { held: Held, leases: usize, idle_since: Timestamp, lost: Option<Failure> },
     /// Its memory is on its way back. To `Absent`.
     Unloading { held: Held, cause: Cause },
 }

@@ -20,7 +20,7 @@ pub struct PoolStatus {
     /// LLMs loaded or loading.
     pub llms: usize,
     /// The limit on these.
-    pub max_llms: usize,
+    pub max_concurrent_llms: usize,
     /// Requests that wait.
     pub waiting: usize,
     /// How long the oldest of them has waited.
@@ -77,18 +77,25 @@ impl Phase {
 }
 
 impl Scheduler {
+    /// How many requests wait at `now`, and how long the oldest of them has.
+    #[must_use]
+    pub fn waiting(&self, now: Timestamp) -> (usize, Option<Duration>) {
+        (self.queue.len(), self.queue.oldest().map(|arrived| now.since(arrived)))
+    }
+
     /// What holds at `now`.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> PoolStatus {
+        let (waiting, oldest_waiting) = self.waiting(now);
         PoolStatus {
             budget: self.ledger.budget(),
             used: self.ledger.used(),
             peak: self.ledger.peak(),
             holders: self.ledger.holders(),
             llms: self.counted_llms().len(),
-            max_llms: self.limits.max_llms,
-            waiting: self.queue.len(),
-            oldest_waiting: self.queue.oldest().map(|arrived| now.since(arrived)),
+            max_concurrent_llms: self.limits.max_concurrent_llms,
+            waiting,
+            oldest_waiting,
             slots: (0..self.slots.len()).map(|slot| self.slot_status(SlotId(slot), now)).collect(),
         }
     }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use sarai_core::config::{
-    Class, Context, GgufConfig, Place, Role, RouterKind, StepAction, Strategy, Weights,
+    Class, Context, GgufConfig, ModelRole, Place, RouterKind, StepAction, Strategy, Weights,
 };
 use sarai_core::units::Bytes;
 
@@ -52,7 +52,7 @@ fn the_shortest_configuration_takes_conventional_files_and_the_conventional_host
     let resolved = accepted(SEED);
     let solar = model(&resolved, "solar");
     assert_eq!(solar.places, [ollama("ollama", "solar"), gguf("config/models/solar.gguf")]);
-    assert_eq!((solar.role, solar.class, solar.ttl), (Role::Llm, Class::OnDemand, None));
+    assert_eq!((solar.role, solar.class, solar.ttl), (ModelRole::Llm, Class::OnDemand, None));
     assert_eq!(model(&resolved, "lfm2").places, [gguf("config/models/lfm2.gguf")]);
     let config = &resolved.config;
     assert_eq!(config.hosts[&"ollama".parse().unwrap()].url, "http://127.0.0.1:11434");
@@ -97,7 +97,7 @@ fn a_classifier_is_a_router_and_a_model() {
     let router = "  judge: {role: router, kind: classifier, backend: gguf_native, routes: {hard: solar}, default: lfm2, threshold: 0.4}";
     let resolved = accepted(&format!("{MODELS}{router}"));
     let judge = model(&resolved, "judge");
-    assert_eq!((judge.role, judge.class), (Role::Router, Class::Resident));
+    assert_eq!((judge.role, judge.class), (ModelRole::Router, Class::Resident));
     let router = resolved.config.router.as_ref().unwrap();
     assert_eq!(router.kind, RouterKind::Classifier { model: "judge".parse().unwrap() });
     assert_eq!(router.routes["hard"].as_str(), "solar");

@@ -13,17 +13,17 @@ use std::time::Duration;
 use futures::StreamExt;
 use sarai_core::Error;
 use sarai_core::answer::{Answer, AnswerEvent, AnswerStream, CallOptions};
-use sarai_core::config::{Class, Role};
+use sarai_core::config::{Class, ModelRole};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::request::{GenerateRequest, Message};
 use sarai_core::scheduler::{Limits, Phase};
 use sarai_core::testing::{FakeBackend, FakeProbe};
 use sarai_core::units::Bytes;
 
-fn limits(budget: u64, max_llms: usize) -> Limits {
+fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
     Limits {
         budget: Bytes(budget),
-        max_llms,
+        max_concurrent_llms,
         max_waiting: 16,
         aging: Duration::from_secs(30),
         drain_after: Duration::from_secs(5),
@@ -36,7 +36,7 @@ fn model(name: &str, places: &[&FakeBackend]) -> ModelSpec {
         places.iter().map(|&backend| PlaceSpec::Backend { backend: Arc::new(backend.clone()), parallel: 1 });
     ModelSpec {
         name: name.parse().unwrap(),
-        role: Role::Llm,
+        role: ModelRole::Llm,
         class: Class::OnDemand,
         ttl: None,
         places: places.collect(),

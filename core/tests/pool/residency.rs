@@ -1,4 +1,4 @@
-use sarai_core::config::{Class, Role};
+use sarai_core::config::{Class, ModelRole};
 use sarai_core::memory::Probe;
 use sarai_core::pool::{ModelPool, PoolEvent};
 use sarai_core::scheduler::Phase;
@@ -20,7 +20,7 @@ async fn three_llms_and_two_helpers_are_resident_at_once_and_a_fourth_evicts_the
         ["a", "b", "c", "d"].iter().zip(&backends).map(|(name, b)| model(name, &[b])).collect();
     for (name, backend) in ["embedding", "router"].iter().zip(&helpers) {
         let mut spec = model(name, &[backend]);
-        (spec.role, spec.class) = (Role::Embedding, Class::Resident);
+        (spec.role, spec.class) = (ModelRole::Embedding, Class::Resident);
         specs.push(spec);
     }
     let pool = pool(limits(1000, 3), specs);

@@ -12,8 +12,11 @@ use sarai_core::units::Bytes;
 
 use crate::world::{World, helper, limits, llm};
 
-fn three_of(budget: u64, max_llms: usize) -> World {
-    World::new(limits(budget, max_llms), vec![llm("a", 40), llm("b", 40), llm("c", 40), llm("d", 40)])
+fn three_of(budget: u64, max_concurrent_llms: usize) -> World {
+    World::new(
+        limits(budget, max_concurrent_llms),
+        vec![llm("a", 40), llm("b", 40), llm("c", 40), llm("d", 40)],
+    )
 }
 
 /// Loads a slot and returns its lease.
@@ -463,6 +466,62 @@ fn a_load_that_took_more_than_estimated_makes_idle_models_leave() {
     world.event(Event::Loaded { slot: SlotId(1), result: Ok(Some(measured)) });
     assert_eq!(world.unloading, [SlotId(0)]);
     assert_eq!(world.changes.last().unwrap().cause, Cause::Budget);
+}
+
+#[test]
+fn a_load_that_took_more_than_can_be_made_good_is_taken_back_and_its_waiters_hear_the_figure() {
+    let mut world = three_of(100, 9);
+    world.request(0);
+    world.settle();
+    let waiting = world.request(1);
+    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Bytes(90) };
+    world.limits.budget = Bytes(1000);
+    world.loading.clear();
+    world.loaded.insert(SlotId(1));
+    world.event(Event::Loaded { slot: SlotId(1), result: Ok(Some(measured)) });
+    let Some(Error::OverBudget { asked, left, .. }) = world.rejection(waiting) else {
+        panic!("{:?}", world.outcomes)
+    };
+    assert_eq!((*asked, *left), (Bytes(90), Bytes(60)), "the other model is in use");
+    assert_eq!(world.unloading, [SlotId(1)]);
+    world.settle();
+    assert_eq!(world.loading, [], "nobody waits for it any more");
+}
+
+#[test]
+fn a_model_whose_engine_has_ended_gets_nobody_new_and_goes_when_the_last_lease_is_back() {
+    let mut models = vec![llm("a", 40)];
+    models[0].spec.parallel = 2;
+    let mut world = World::new(limits(100, 9), models);
+    let running = [world.request(0), world.request(0)];
+    world.settle();
+    world.lose(0);
+    let late = [world.request(0), world.request(0)];
+    world.give_back(running[0]);
+    assert!(world.unloading.is_empty() && !late.iter().any(|id| world.is_granted(*id)));
+    world.give_back(running[1]);
+    assert_eq!(world.unloading, [SlotId(0)]);
+    world.settle();
+    for id in late {
+        assert!(matches!(world.rejection(id), Some(Error::LoadBackoff { .. })), "{:?}", world.outcomes);
+    }
+    world.pass(Duration::from_secs(10));
+    let again = world.request(0);
+    world.settle();
+    assert!(world.is_granted(again));
+}
+
+#[test]
+fn pinning_an_llm_does_not_put_its_load_before_more_urgent_ones() {
+    let mut world = three_of(40, 9);
+    world.pin(0, true);
+    let busy = world.request(2);
+    world.settle();
+    let pinned = world.request_with(0, Priority::Normal, Duration::from_secs(100));
+    let urgent = world.request_with(1, Priority::Interactive, Duration::from_secs(100));
+    world.give_back(busy);
+    world.settle();
+    assert!(world.is_granted(urgent) && !world.is_granted(pinned), "{:?}", world.outcomes);
 }
 
 #[test]

@@ -21,6 +21,7 @@ enum Step {
     FinishLoad(usize),
     FailLoad(usize),
     FinishUnload(usize),
+    Lose(usize),
     Unload(usize),
     Pin(usize, bool),
     Pass(u64),
@@ -36,6 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => any::<usize>().prop_map(Step::FinishLoad),
         1 => any::<usize>().prop_map(Step::FailLoad),
         6 => any::<usize>().prop_map(Step::FinishUnload),
+        1 => any::<usize>().prop_map(Step::Lose),
         1 => (0..8usize).prop_map(Step::Unload),
         1 => (0..8usize, any::<bool>()).prop_map(|(slot, pinned)| Step::Pin(slot, pinned)),
         3 => (0..20u64).prop_map(Step::Pass),
@@ -67,8 +69,9 @@ fn model(name: usize) -> impl Strategy<Value = Model> {
 
 fn world() -> impl Strategy<Value = World> {
     let models = (0..8usize).map(model).collect::<Vec<_>>();
-    (models, 60..160u64, 1..5usize)
-        .prop_map(|(models, budget, max_llms)| World::new(limits(budget, max_llms), models))
+    (models, 60..160u64, 1..5usize).prop_map(|(models, budget, max_concurrent_llms)| {
+        World::new(limits(budget, max_concurrent_llms), models)
+    })
 }
 
 /// What the outside knew of the pool right before a request.
@@ -93,9 +96,11 @@ fn before(world: &World, slot: usize) -> Before {
             && model.spec.model == spec.model
             && matches!(other.phase, Phase::Loading | Phase::Ready)
     });
-    let free_place = !spec.llm || shares_place || world.llms() < world.limits.max_llms;
+    let free_place = !spec.llm || shares_place || world.llms() < world.limits.max_concurrent_llms;
     Before {
-        ready_and_free: world.loaded.contains(&SlotId(slot)) && leases < spec.parallel,
+        ready_and_free: world.loaded.contains(&SlotId(slot))
+            && !world.lost.contains(&SlotId(slot))
+            && leases < spec.parallel,
         never_fits: absent && pinned + world.models[slot].size > world.limits.budget.0,
         fits: absent && world.held() + world.models[slot].size <= world.limits.budget.0 && free_place,
         backing_off: status.slots[slot].failure.is_some(),
@@ -152,6 +157,11 @@ fn play(world: &mut World, step: Step) {
         Step::FinishUnload(n) => {
             if let Some(slot) = nth(world.unloading.iter(), n) {
                 world.finish_unload(slot.0);
+            }
+        }
+        Step::Lose(n) => {
+            if let Some(slot) = nth(world.loaded.iter(), n) {
+                world.lose(slot.0);
             }
         }
         Step::Unload(slot) => world.unload(slot % world.models.len()),

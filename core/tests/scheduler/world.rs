@@ -42,10 +42,10 @@ pub(crate) fn helper(name: &str, size: u64) -> Model {
     model
 }
 
-pub(crate) fn limits(budget: u64, max_llms: usize) -> Limits {
+pub(crate) fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
     Limits {
         budget: Bytes(budget),
-        max_llms,
+        max_concurrent_llms,
         max_waiting: 8,
         aging: Duration::from_secs(30),
         drain_after: Duration::from_secs(5),
@@ -71,6 +71,7 @@ pub(crate) struct World {
     pub(crate) cancelled: BTreeSet<SlotId>,
     pub(crate) loaded: BTreeSet<SlotId>,
     pub(crate) pinned: BTreeSet<SlotId>,
+    pub(crate) lost: BTreeSet<SlotId>,
     pub(crate) leases: BTreeMap<RequestId, SlotId>,
     pub(crate) waiting: BTreeMap<RequestId, SlotId>,
     pub(crate) outcomes: BTreeMap<RequestId, Outcome>,
@@ -99,6 +100,7 @@ impl World {
             unloading: Vec::new(),
             cancelled: BTreeSet::new(),
             loaded: BTreeSet::new(),
+            lost: BTreeSet::new(),
             leases: BTreeMap::new(),
             waiting: BTreeMap::new(),
             outcomes: BTreeMap::new(),
@@ -175,6 +177,14 @@ impl World {
         take(&mut self.unloading, slot);
         self.held.remove(&slot);
         self.event(Event::Unloaded { slot });
+        self.finish_estimates();
+    }
+
+    /// The engine of a loaded slot ends by itself.
+    pub(crate) fn lose(&mut self, slot: usize) {
+        let slot = SlotId(slot);
+        self.lost.insert(slot);
+        self.event(Event::Lost { slot, cause: Failure::new(FailureKind::EngineGone, "scripted") });
         self.finish_estimates();
     }
 
@@ -275,6 +285,7 @@ impl World {
             }
             Effect::StartUnload { slot } => {
                 assert!(self.loaded.remove(&slot), "{slot:?} is not loaded");
+                self.lost.remove(&slot);
                 if !self.aborting {
                     assert!(!self.leases.values().any(|used| *used == slot), "{slot:?} is in use");
                 }
@@ -283,6 +294,7 @@ impl World {
             Effect::Grant { id, slot, .. } => {
                 assert_eq!(self.waiting.remove(&id), Some(slot), "{id:?} does not wait for {slot:?}");
                 assert!(self.loaded.contains(&slot), "{slot:?} is not ready");
+                assert!(!self.lost.contains(&slot), "{slot:?} is gone");
                 self.leases.insert(id, slot);
                 self.answer(id, Outcome::Granted);
             }
@@ -307,7 +319,7 @@ impl World {
     /// What holds at every moment, by this world's own account.
     fn check(&self) {
         assert!(self.held() <= self.limits.budget.0, "{} of {} held", self.held(), self.limits.budget);
-        assert!(self.llms() <= self.limits.max_llms, "{} LLMs", self.llms());
+        assert!(self.llms() <= self.limits.max_concurrent_llms, "{} LLMs", self.llms());
         assert!(self.waiting.len() <= self.limits.max_waiting + 1, "{} wait", self.waiting.len());
         for (slot, model) in self.models.iter().enumerate() {
             let used = self.leases.values().filter(|used| used.0 == slot).count();
