@@ -68,6 +68,11 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// What the model can be asked for.
     fn capabilities(&self) -> Capabilities;
 
+    /// Requests that may run on it at once. The pool lets no more through; zero counts as one.
+    fn parallel(&self) -> usize {
+        1
+    }
+
     /// How much memory of this process a load will take, with `available` bytes left for it. Reads at most the
     /// file's header. A model on a host takes none.
     ///

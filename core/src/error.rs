@@ -135,12 +135,9 @@ pub enum Error {
     /// The pool is shutting down, or gone.
     #[error("the pool is shutting down")]
     ShuttingDown,
-    /// The load was given up, because the model was unloaded or nobody waited for it any more.
-    #[error("the load of model {model} was given up")]
-    LoadAbandoned {
-        /// The model.
-        model: ModelName,
-    },
+    /// A pool needs a tokio runtime around it.
+    #[error("a pool has to be started within a tokio runtime")]
+    NoRuntime,
     /// A step of a pipeline failed.
     #[error("pipeline {pipeline}, step {step}: {source}")]
     Step {
@@ -157,16 +154,8 @@ pub enum Error {
         /// What the template engine says.
         message: String,
     },
-    /// A pipeline's input is missing.
-    #[error("pipeline {pipeline} needs {needs} input")]
-    MissingInput {
-        /// The pipeline.
-        pipeline: PipelineName,
-        /// Which input: `text`, ...
-        needs: String,
-    },
     /// A step took longer than its timeout.
-    #[error("no end after {}", seconds(*limit))]
+    #[error("it took longer than its timeout of {}", seconds(*limit))]
     StepTimeout {
         /// The step's timeout.
         limit: Duration,
@@ -203,8 +192,14 @@ pub enum ErrorKind {
     OverBudget,
     /// A host could not be reached and nothing else could answer.
     Unreachable,
-    /// Too much waits, or it waited too long.
+    /// Too much waits here, or the host is busy.
     Overloaded,
+    /// A deadline passed.
+    Timeout,
+    /// The request cannot be carried out as given: its prompt does not fit the context, the host refuses it.
+    BadRequest,
+    /// The model's state does not allow it now: it is in use, or pinned.
+    Conflict,
     /// The request failed.
     Failed,
     /// The pool or its caller ended it.
@@ -219,18 +214,14 @@ impl Error {
             Self::UnknownModel { .. }
             | Self::UnknownPipeline { .. }
             | Self::Unsupported { .. }
-            | Self::MissingInput { .. }
-            | Self::NoRoute { .. }
-            | Self::Pinned { .. } => ErrorKind::Usage,
+            | Self::NoRoute { .. } => ErrorKind::Usage,
             Self::Config(_) => ErrorKind::Config,
             Self::OverBudget { .. } | Self::TooManyLlms { .. } => ErrorKind::OverBudget,
-            Self::QueueFull { .. } | Self::WaitTimeout { .. } | Self::InUse { .. } => ErrorKind::Overloaded,
+            Self::QueueFull { .. } => ErrorKind::Overloaded,
+            Self::WaitTimeout { .. } | Self::StepTimeout { .. } => ErrorKind::Timeout,
+            Self::InUse { .. } | Self::Pinned { .. } => ErrorKind::Conflict,
             Self::LoadBackoff { cause, .. } | Self::Load { cause, .. } | Self::Request { cause, .. } => {
-                match cause.kind {
-                    FailureKind::Unreachable => ErrorKind::Unreachable,
-                    FailureKind::Cancelled => ErrorKind::Cancelled,
-                    _ => ErrorKind::Failed,
-                }
+                cause.kind.into()
             }
             // A fallback that failed is as good as none: the first error counts then.
             Self::FallbackFailed { first, last, .. } => match last.kind() {
@@ -238,8 +229,8 @@ impl Error {
                 kind => kind,
             },
             Self::Step { source, .. } => source.kind(),
-            Self::Template { .. } | Self::StepTimeout { .. } => ErrorKind::Failed,
-            Self::ShuttingDown | Self::LoadAbandoned { .. } => ErrorKind::Cancelled,
+            Self::Template { .. } | Self::NoRuntime => ErrorKind::Failed,
+            Self::ShuttingDown => ErrorKind::Cancelled,
         }
     }
 
@@ -250,9 +241,46 @@ impl Error {
             Self::LoadBackoff { cause, .. } | Self::Load { cause, .. } | Self::Request { cause, .. } => {
                 cause.kind.allows_fallback()
             }
-            // The first choice does not fit; a fallback on a host takes no memory here.
-            Self::OverBudget { .. } => true,
-            _ => false,
+            // The first choice does not fit, or not in time; a fallback may be loaded already, or on a host.
+            Self::OverBudget { .. } | Self::TooManyLlms { .. } | Self::WaitTimeout { .. } => true,
+            Self::UnknownModel { .. }
+            | Self::UnknownPipeline { .. }
+            | Self::Unsupported { .. }
+            | Self::QueueFull { .. }
+            | Self::FallbackFailed { .. }
+            | Self::InUse { .. }
+            | Self::Pinned { .. }
+            | Self::ShuttingDown
+            | Self::NoRuntime
+            | Self::Step { .. }
+            | Self::Template { .. }
+            | Self::StepTimeout { .. }
+            | Self::NoRoute { .. }
+            | Self::Config(_) => false,
+        }
+    }
+}
+
+impl From<FailureKind> for ErrorKind {
+    fn from(kind: FailureKind) -> Self {
+        match kind {
+            FailureKind::Unreachable => Self::Unreachable,
+            FailureKind::Timeout => Self::Timeout,
+            FailureKind::Busy => Self::Overloaded,
+            FailureKind::Refused
+            | FailureKind::ContextOverflow
+            | FailureKind::BadRequest
+            | FailureKind::Unsupported => Self::BadRequest,
+            FailureKind::Cancelled => Self::Cancelled,
+            FailureKind::HostError
+            | FailureKind::ModelMissing
+            | FailureKind::Denied
+            | FailureKind::Protocol
+            | FailureKind::CutOff
+            | FailureKind::FileMissing
+            | FailureKind::BadFile
+            | FailureKind::Engine
+            | FailureKind::EngineGone => Self::Failed,
         }
     }
 }

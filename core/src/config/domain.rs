@@ -8,7 +8,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::request::Sampling;
+use crate::request::{Capability, Sampling};
 use crate::units::{Bytes, HostName, ModelName, PipelineName, StepId};
 
 /// A whole, checked configuration.
@@ -108,6 +108,18 @@ pub enum ModelRole {
     Embedding,
     /// Classifies text for the router.
     Router,
+}
+
+impl ModelRole {
+    /// What a model of this role is asked for.
+    #[must_use]
+    pub const fn capability(self) -> Capability {
+        match self {
+            Self::Llm => Capability::Generate,
+            Self::Embedding => Capability::Embed,
+            Self::Router => Capability::Classify,
+        }
+    }
 }
 
 /// How hard the pool holds on to a model. Victims are sought from the last class upwards.

@@ -88,6 +88,15 @@ pub struct ConfigError {
     pub problems: Vec<Problem>,
 }
 
+impl ConfigError {
+    /// One problem at a path, of a configuration that came from no file.
+    #[must_use]
+    pub fn of(path: impl Into<String>, message: impl Into<String>) -> Self {
+        let problem = Problem { file: None, line: None, path: path.into(), message: message.into() };
+        Self { problems: vec![problem] }
+    }
+}
+
 /// One problem of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {

@@ -5,13 +5,14 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use dashmap::DashMap;
+use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc};
 
 use super::driver::Driver;
 use super::metrics::Metrics;
 use super::{Inner, ModelEntry, ModelPool, Shared, SlotEntry};
 use crate::backend::Backend;
-use crate::config::{Class, ConfigError, ModelRole, Problem};
+use crate::config::{Class, ConfigError, ModelRole};
 use crate::error::Error;
 use crate::memory::{Probe, SystemProbe};
 use crate::scheduler::{Limits, Scheduler, SlotId, SlotSpec};
@@ -38,13 +39,8 @@ pub struct ModelSpec {
 /// A place where a model can run.
 #[derive(Clone, Debug)]
 pub enum PlaceSpec {
-    /// A backend.
-    Backend {
-        /// What runs the model.
-        backend: Arc<dyn Backend>,
-        /// Requests that may run on it at once; zero counts as one.
-        parallel: usize,
-    },
+    /// What runs the model.
+    Backend(Arc<dyn Backend>),
     /// All places of another model.
     Model(ModelName),
 }
@@ -88,19 +84,21 @@ impl PoolBuilder {
         self
     }
 
-    /// Starts the pool. Nothing is loaded yet: see [`ModelPool::load_residents`]. Call it inside a tokio runtime.
+    /// Starts the pool. Nothing is loaded yet: see [`ModelPool::load_residents`].
     /// Install a metrics recorder before, or the pool's metrics go nowhere.
     ///
     /// # Errors
-    /// A model is there twice or has no place, or a fallback names a model that is not there or leads back to itself.
+    /// A model is there twice or has no place, a fallback names a model that is not there or leads back to itself, or
+    /// there is no tokio runtime around.
     pub fn build(self) -> Result<ModelPool, Error> {
+        let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let mut slots = Vec::new();
         let mut specs = Vec::new();
         let mut models = BTreeMap::new();
         for model in &self.models {
             let mut own = Vec::new();
             for place in &model.places {
-                let PlaceSpec::Backend { backend, parallel } = place else { continue };
+                let PlaceSpec::Backend(backend) = place else { continue };
                 own.push(SlotId(slots.len()));
                 slots.push(SlotEntry { model: model.name.clone(), backend: Arc::clone(backend) });
                 specs.push(SlotSpec {
@@ -108,7 +106,7 @@ impl PoolBuilder {
                     llm: model.role == ModelRole::Llm,
                     class: model.class,
                     capabilities: backend.capabilities(),
-                    parallel: (*parallel).max(1),
+                    parallel: backend.parallel().max(1),
                     ttl: model.ttl,
                 });
             }
@@ -132,7 +130,7 @@ impl PoolBuilder {
         let metrics = Metrics::new(&self.limits, &slots);
         let shared = Arc::new(Shared { slots, ready: DashMap::new(), events, metrics, probe: self.probe });
         let scheduler = Scheduler::new(self.limits, specs);
-        tokio::spawn(Driver::new(scheduler, Arc::clone(&shared), commanded, returned).run());
+        runtime.spawn(Driver::new(scheduler, Arc::clone(&shared), commanded, returned).run());
         let inner = Inner {
             shared,
             models,
@@ -140,6 +138,7 @@ impl PoolBuilder {
             returns,
             next_request: AtomicU64::new(0),
             wait_timeout: self.wait_timeout,
+            max_waiting: self.limits.max_waiting,
         };
         Ok(ModelPool { inner: Arc::new(inner) })
     }
@@ -158,7 +157,7 @@ impl PoolBuilder {
         let mut chain = Vec::new();
         for place in &model.places {
             match place {
-                PlaceSpec::Backend { .. } => chain.extend(own.next()),
+                PlaceSpec::Backend(_) => chain.extend(own.next()),
                 PlaceSpec::Model(other) => {
                     let other = self.models.iter().find(|spec| spec.name == *other).ok_or_else(|| {
                         problem(&model.name, &format!("falls back to {other}, which is not a model"))
@@ -176,9 +175,7 @@ impl PoolBuilder {
 }
 
 fn problem(model: &ModelName, message: &str) -> Error {
-    let problem =
-        Problem { file: None, line: None, path: format!("models.{model}"), message: message.to_owned() };
-    Error::Config(ConfigError { problems: vec![problem] })
+    Error::Config(ConfigError::of(format!("models.{model}"), message))
 }
 
 impl fmt::Debug for PoolBuilder {

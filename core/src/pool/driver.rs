@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::events::PoolEvent;
-use super::lease::Wanted;
+use super::lease::{Lost, Returned, Wanted};
 use crate::backend::{LoadRequest, Model, Progress};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
@@ -67,7 +67,7 @@ pub(super) struct Driver {
     scheduler: Scheduler,
     shared: Arc<Shared>,
     commands: mpsc::Receiver<Command>,
-    returns: mpsc::Receiver<RequestId>,
+    returns: mpsc::Receiver<Returned>,
     start: Instant,
     /// Estimates, loads and unloads under way; each ends with the event that tells of it.
     tasks: JoinSet<Event>,
@@ -84,7 +84,7 @@ impl Driver {
         scheduler: Scheduler,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
-        returns: mpsc::Receiver<RequestId>,
+        returns: mpsc::Receiver<Returned>,
     ) -> Self {
         Self {
             scheduler,
@@ -109,7 +109,7 @@ impl Driver {
             let wake = wake.into_iter().flatten().min();
             tokio::select! {
                 biased;
-                Some(id) = self.returns.recv() => self.handle(Event::Return { id }),
+                Some(returned) = self.returns.recv() => self.on_return(returned),
                 Some(ended) = self.tasks.join_next() => match ended {
                     Ok(event) => self.handle(event),
                     // Each task catches its own panics, and nothing aborts them.
@@ -161,6 +161,14 @@ impl Driver {
                 self.handle(Event::Shutdown);
             }
         }
+    }
+
+    fn on_return(&mut self, Returned { id, lost }: Returned) {
+        if let Some(Lost { slot, cause }) = lost {
+            tracing::error!(model = %self.shared.slots[slot.0].model, %cause, "a loaded model is gone");
+            self.handle(Event::Lost { slot, cause });
+        }
+        self.handle(Event::Return { id });
     }
 
     fn on_time(&mut self) {

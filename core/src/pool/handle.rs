@@ -10,7 +10,6 @@ use super::stream::Answering;
 use super::walk::Walk;
 use super::{Inner, ModelPool};
 use crate::answer::{AnswerStream, CallOptions, Models, Provenance};
-use crate::config::ModelRole;
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
 use crate::request::{Capability, Embeddings, GenerateRequest, LabelScore};
@@ -45,12 +44,7 @@ impl ModelHandle {
     /// Cancel safe.
     pub async fn lease(&self) -> Result<Lease, Error> {
         let (_, entry) = self.inner.entry(self.model.as_str())?;
-        let capability = match entry.role {
-            ModelRole::Llm => Capability::Generate,
-            ModelRole::Embedding => Capability::Embed,
-            ModelRole::Router => Capability::Classify,
-        };
-        Walk::new(&self.inner, &self.model, capability, CallOptions::default())?.lease().await
+        self.walk(entry.role.capability(), CallOptions::default())?.lease().await
     }
 
     /// Continues a prompt. Returns with the first text, or with the end of an empty answer, so that everything that
@@ -66,24 +60,19 @@ impl ModelHandle {
         request: GenerateRequest,
         options: CallOptions,
     ) -> Result<AnswerStream, Error> {
-        let mut walk = Walk::new(&self.inner, &self.model, Capability::Generate, options)?;
-        loop {
-            let lease = walk.lease().await?;
-            let slot = lease.slot;
-            match self.first_text(lease, request.clone()).await {
-                Ok(answering) => return Ok(Box::pin(answering)),
-                Err(cause) => walk.request_failed(slot, cause)?,
-            }
-        }
-    }
-
-    async fn first_text(&self, lease: Lease, request: GenerateRequest) -> Result<Answering, Failure> {
-        let granted = Instant::now();
-        let mut tokens = lease.generate(request).await?;
-        let ended = || Failure::new(FailureKind::CutOff, "the stream ended before its first token");
-        let first = tokens.next().await.ok_or_else(ended)??;
         let metrics = self.inner.shared.metrics.of_model(&self.model);
-        Ok(Answering::new(self.model.clone(), metrics, lease, tokens, first, granted))
+        let first_text = |lease: Lease| {
+            let (request, model, metrics) = (request.clone(), self.model.clone(), Arc::clone(&metrics));
+            async move {
+                let granted = Instant::now();
+                let mut tokens = lease.model().generate(request).await.map_err(|cause| lease.noted(cause))?;
+                let ended = || Failure::new(FailureKind::CutOff, "the stream ended before its first token");
+                let first = tokens.next().await.ok_or_else(ended)?.map_err(|cause| lease.noted(cause))?;
+                Ok(Answering::new(model, metrics, lease, tokens, first, granted))
+            }
+        };
+        let answering = self.walk(Capability::Generate, options)?.ask(first_text).await?;
+        Ok(Box::pin(answering))
     }
 
     /// Embeds texts; the vectors come in the texts' order, each of length 1.
@@ -98,14 +87,14 @@ impl ModelHandle {
         texts: Vec<String>,
         options: CallOptions,
     ) -> Result<(Embeddings, Provenance), Error> {
-        let mut walk = Walk::new(&self.inner, &self.model, Capability::Embed, options)?;
-        loop {
-            let lease = walk.lease().await?;
-            match lease.embed(texts.clone()).await {
-                Ok(embeddings) => return Ok((embeddings, lease.provenance.clone())),
-                Err(cause) => walk.request_failed(lease.slot, cause)?,
+        let embed = |lease: Lease| {
+            let texts = texts.clone();
+            async move {
+                let embeddings = lease.model().embed(texts).await.map_err(|cause| lease.noted(cause))?;
+                Ok((embeddings, lease.provenance().clone()))
             }
-        }
+        };
+        self.walk(Capability::Embed, options)?.ask(embed).await
     }
 
     /// Scores a text for the labels of the model's classification head, highest first.
@@ -120,14 +109,18 @@ impl ModelHandle {
         text: String,
         options: CallOptions,
     ) -> Result<(Vec<LabelScore>, Provenance), Error> {
-        let mut walk = Walk::new(&self.inner, &self.model, Capability::Classify, options)?;
-        loop {
-            let lease = walk.lease().await?;
-            match lease.classify(text.clone()).await {
-                Ok(scores) => return Ok((scores, lease.provenance.clone())),
-                Err(cause) => walk.request_failed(lease.slot, cause)?,
+        let classify = |lease: Lease| {
+            let text = text.clone();
+            async move {
+                let scores = lease.model().classify(text).await.map_err(|cause| lease.noted(cause))?;
+                Ok((scores, lease.provenance().clone()))
             }
-        }
+        };
+        self.walk(Capability::Classify, options)?.ask(classify).await
+    }
+
+    fn walk(&self, capability: Capability, options: CallOptions) -> Result<Walk<'_>, Error> {
+        Walk::new(&self.inner, &self.model, capability, options)
     }
 }
 

@@ -37,6 +37,7 @@ use crate::memory::Probe;
 use crate::scheduler::{Limits, PoolStatus, RequestId, SlotId};
 use crate::units::{Bytes, ModelName};
 use driver::Command;
+use lease::Returned;
 use metrics::Metrics;
 
 /// Several models behind one budget. A cheap clone; the pool ends when the last clone, handle and lease are gone, or
@@ -51,9 +52,10 @@ struct Inner {
     shared: Arc<Shared>,
     models: BTreeMap<ModelName, ModelEntry>,
     commands: mpsc::Sender<Command>,
-    returns: mpsc::Sender<RequestId>,
+    returns: mpsc::Sender<Returned>,
     next_request: AtomicU64,
     wait_timeout: Duration,
+    max_waiting: usize,
 }
 
 /// What the pool and its driver share.
@@ -171,14 +173,29 @@ impl ModelPool {
         Ok(hosts)
     }
 
-    /// Keeps a model from being evicted, or allows it again. A model that is not loaded is not loaded by this.
+    /// Keeps a model from being evicted. A model that is not loaded is not loaded by this.
     ///
     /// # Errors
-    /// The model is unknown.
+    /// The model is unknown, or the pool is shutting down.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn pin(&self, model: &str, pinned: bool) -> Result<(), Error> {
+    pub async fn pin(&self, model: &str) -> Result<(), Error> {
+        self.set_pinned(model, true).await
+    }
+
+    /// Allows a model to be evicted again, a resident one too.
+    ///
+    /// # Errors
+    /// The model is unknown, or the pool is shutting down.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn unpin(&self, model: &str) -> Result<(), Error> {
+        self.set_pinned(model, false).await
+    }
+
+    async fn set_pinned(&self, model: &str, pinned: bool) -> Result<(), Error> {
         let (_, entry) = self.inner.entry(model)?;
         for slot in &entry.slots {
             self.inner.send(Command::Pin { slot: *slot, pinned }).await?;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::lease::Lease;
 use super::metrics::ModelMetrics;
-use crate::answer::{Answer, AnswerEvent};
+use crate::answer::{Answer, AnswerEvent, Provenance};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
 use crate::request::{Completion, Delta, TokenStream};
@@ -18,14 +18,19 @@ use crate::units::ModelName;
 pub(super) struct Answering {
     model: ModelName,
     metrics: Arc<ModelMetrics>,
-    /// Dropped before the lease: the work stops, then the place is free.
-    tokens: TokenStream,
-    lease: Lease,
+    provenance: Provenance,
+    /// Until the answer's end or its failure: then the place is free, whether or not the caller drops the stream.
+    running: Option<Running>,
     first: Option<Delta>,
     granted: Instant,
     ttft: Option<Duration>,
     last_text: Option<Instant>,
-    ended: bool,
+}
+
+struct Running {
+    /// Dropped before the lease: the work stops, then the place is free.
+    tokens: TokenStream,
+    lease: Lease,
 }
 
 impl Answering {
@@ -45,13 +50,12 @@ impl Answering {
         Self {
             model,
             metrics,
-            tokens,
-            lease,
+            provenance: lease.provenance().clone(),
+            running: Some(Running { tokens, lease }),
             first: Some(first),
             granted,
             ttft,
             last_text: None,
-            ended: false,
         }
     }
 
@@ -69,7 +73,7 @@ impl Answering {
                 AnswerEvent::Text(text)
             }
             Delta::Done(completion) => {
-                self.ended = true;
+                self.running = None;
                 self.metrics.on_done(&completion);
                 AnswerEvent::Done(self.answer(&completion))
             }
@@ -81,7 +85,7 @@ impl Answering {
         let measured =
             completion.completion_tokens.zip(completion.decode_time).filter(|(_, time)| !time.is_zero());
         Answer {
-            provenance: Lease::provenance(&self.lease).clone(),
+            provenance: self.provenance.clone(),
             finish_reason: completion.finish_reason,
             truncated: completion.truncated,
             prompt_tokens: completion.prompt_tokens,
@@ -91,11 +95,12 @@ impl Answering {
         }
     }
 
-    fn on_failure(&mut self, cause: Failure) -> Error {
-        self.ended = true;
+    fn on_failure(&mut self, mut cause: Failure) -> Error {
+        if let Some(running) = self.running.take() {
+            cause = running.lease.noted(cause);
+        }
         self.metrics.failures.increment(1);
-        let served_by = Lease::provenance(&self.lease).served_by.clone();
-        Error::Request { model: self.model.clone(), served_by, cause }
+        Error::Request { model: self.model.clone(), served_by: self.provenance.served_by.clone(), cause }
     }
 }
 
@@ -103,12 +108,11 @@ impl Stream for Answering {
     type Item = Result<AnswerEvent, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let next = match self.first.take() {
+        let this = &mut *self;
+        let Some(running) = &mut this.running else { return Poll::Ready(None) };
+        let next = match this.first.take() {
             Some(first) => Some(Ok(first)),
-            None => match self.tokens.poll_next_unpin(cx) {
+            None => match running.tokens.poll_next_unpin(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(next) => next,
             },
@@ -124,7 +128,7 @@ impl Stream for Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.running.is_some() {
             self.metrics.cancellations.increment(1);
         }
     }

@@ -1,4 +1,12 @@
-use crate::answer::CallOptions;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Inner;
+use super::events::PoolEvent;
+use super::lease::{Lease, Wanted};
+use super::metrics::fallback_reason;
+use crate::answer::{CallOptions, Priority};
 use crate::backend::ServedBy;
 use crate::error::Error;
 use crate::failure::Failure;
@@ -6,18 +14,16 @@ use crate::request::Capability;
 use crate::scheduler::SlotId;
 use crate::units::ModelName;
 
-use super::Inner;
-use super::events::PoolEvent;
-use super::lease::{Lease, Wanted};
-use super::metrics::fallback_reason;
-
 /// One request's way over the places of its model, until one answers. It never waits for a lease while it holds
 /// another: a place that failed is given back first.
 pub(super) struct Walk<'a> {
     inner: &'a Inner,
     model: &'a ModelName,
     rest: std::slice::Iter<'a, SlotId>,
-    wanted: Wanted,
+    capability: Capability,
+    priority: Priority,
+    /// When the request gives up waiting for a place.
+    deadline: Instant,
     /// What has failed so far, once something has.
     failed: Option<Failed>,
 }
@@ -40,17 +46,44 @@ impl<'a> Walk<'a> {
         options: CallOptions,
     ) -> Result<Self, Error> {
         let (model, entry) = inner.entry(model.as_str())?;
-        let wanted =
-            Wanted { capability, priority: options.priority, deadline: inner.deadline(options.wait_timeout) };
-        Ok(Self { inner, model, rest: entry.chain.iter(), wanted, failed: None })
+        Ok(Self {
+            inner,
+            model,
+            rest: entry.chain.iter(),
+            capability,
+            priority: options.priority,
+            deadline: inner.deadline(options.wait_timeout),
+            failed: None,
+        })
+    }
+
+    /// Puts the request to one place after the other until one answers. `ask` is over as soon as nothing can fail any
+    /// more that a fallback could make good.
+    pub(super) async fn ask<T, F>(mut self, ask: impl Fn(Lease) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        loop {
+            let lease = self.lease().await?;
+            let slot = lease.slot;
+            let cause = match ask(lease).await {
+                Ok(answer) => return Ok(answer),
+                Err(cause) => cause,
+            };
+            let served_by = self.served_by(slot);
+            self.failed(slot, Error::Request { model: self.model.clone(), served_by, cause })?;
+        }
     }
 
     /// A lease of the next place that can be had.
     pub(super) async fn lease(&mut self) -> Result<Lease, Error> {
         loop {
+            let places = self.rest.len();
             let Some(slot) = self.rest.next().copied() else { return Err(Error::ShuttingDown) };
             self.announce(slot);
-            match Lease::acquire(self.inner, slot, self.wanted).await {
+            let deadline = self.deadline_among(places);
+            let wanted = Wanted { capability: self.capability, priority: self.priority, deadline };
+            match Lease::acquire(self.inner, slot, wanted).await {
                 Ok(mut lease) => {
                     lease.provenance.fallback_reason =
                         self.failed.as_ref().map(|failed| failed.reason.clone());
@@ -61,16 +94,18 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The place failed before it gave any text: goes on to the next one, or gives the error that ends the request.
-    pub(super) fn request_failed(&mut self, slot: SlotId, cause: Failure) -> Result<(), Error> {
-        let served_by = self.inner.shared.slots[slot.0].backend.served_by();
-        self.failed(slot, Error::Request { model: self.model.clone(), served_by, cause })
+    /// When to go on to the next place: each of those left gets an equal share of the time, so that a busy first
+    /// choice leaves some for a free second one.
+    fn deadline_among(&self, places: usize) -> Instant {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let share = u32::try_from(places).ok().and_then(|places| left.checked_div(places));
+        self.deadline - left.saturating_sub(share.unwrap_or(Duration::ZERO))
     }
 
     fn failed(&mut self, slot: SlotId, error: Error) -> Result<(), Error> {
         let last_resort = self.rest.len() == 0;
         let allows_fallback = error.allows_fallback();
-        let served_by = self.inner.shared.slots[slot.0].backend.served_by();
+        let served_by = self.served_by(slot);
         let (reason, kind) = (reason(&served_by, &error), fallback_reason(&error));
         self.failed = match (self.failed.take(), allows_fallback && !last_resort) {
             (None, false) => return Err(error),
@@ -91,7 +126,7 @@ impl<'a> Walk<'a> {
     fn announce(&self, to: SlotId) {
         let Some(failed) = &self.failed else { return };
         let shared = &self.inner.shared;
-        let to = shared.slots[to.0].backend.served_by();
+        let to = self.served_by(to);
         tracing::warn!(model = %self.model, from = %failed.last, %to, reason = failed.reason, "falling back");
         shared.metrics.on_fallback(self.model, &failed.last, &to, failed.kind);
         shared.emit(PoolEvent::Fallback {
@@ -100,6 +135,10 @@ impl<'a> Walk<'a> {
             to,
             reason: failed.reason.clone(),
         });
+    }
+
+    fn served_by(&self, slot: SlotId) -> ServedBy {
+        self.inner.shared.slots[slot.0].backend.served_by()
     }
 }
 

@@ -125,7 +125,7 @@ async fn a_step_that_takes_too_long_fails_at_its_timeout() {
     let models = FakeModels::default().with("a", says(&["1", "2"]));
     let started = Instant::now();
     let error = events(start(steps, "", &models)).await.1.unwrap_err();
-    assert_eq!(error.to_string(), "pipeline p, step x: no end after 1.5 s");
+    assert_eq!(error.to_string(), "pipeline p, step x: it took longer than its timeout of 1.5 s");
     assert_eq!(started.elapsed(), Duration::from_millis(1500));
     assert_eq!(models.running(), 0);
 }

@@ -82,7 +82,7 @@ async fn a_request_that_waits_too_long_says_who_holds_the_memory() {
     let options = CallOptions { priority: Priority::Interactive, wait_timeout: Some(Duration::from_secs(3)) };
     let request = GenerateRequest::raw("x");
     let error = pool.handle("b").unwrap().generate(request, options).await.err().expect("an error");
-    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert_eq!(error.kind(), ErrorKind::Timeout);
     assert_eq!(error.to_string(), "model b was not ready within 3.0 s (held by a 100 B)");
 }
 

@@ -1,7 +1,9 @@
+use std::time::Duration;
+
 use futures::StreamExt;
 use sarai_core::answer::AnswerEvent;
 use sarai_core::failure::FailureKind;
-use sarai_core::pool::{ModelPool, PoolEvent};
+use sarai_core::pool::{ModelPool, PlaceSpec, PoolEvent};
 use sarai_core::testing::FakeBackend;
 use sarai_core::{Error, ErrorKind};
 
@@ -21,6 +23,9 @@ async fn every_failure_before_the_first_token_that_allows_it_is_answered_by_the_
         FailureKind::ModelMissing,
         FailureKind::Protocol,
         FailureKind::CutOff,
+        FailureKind::Denied,
+        FailureKind::Engine,
+        FailureKind::EngineGone,
     ];
     for kind in kinds {
         let remote = FakeBackend::local("remote", 0).says(&[]).fails(kind);
@@ -88,6 +93,34 @@ async fn a_local_first_choice_that_does_not_fit_goes_to_the_host() {
     let (text, answer) = read(ask(&solar(&local, &remote), "solar").await.unwrap()).await;
     assert_eq!(text, "far");
     assert!(answer.unwrap().provenance.fallback_reason.unwrap().contains("needs 5.0 kB"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_first_choice_leaves_half_of_the_wait_to_the_second() {
+    let (first, second) = (FakeBackend::local("first", 100).hangs(), FakeBackend::local("second", 0));
+    let pool = solar(&first, &second);
+    let busy = ask(&pool, "solar").await.unwrap();
+    let before = tokio::time::Instant::now();
+    let (_, answer) = read(ask(&pool, "solar").await.unwrap()).await;
+    assert_eq!(before.elapsed(), Duration::from_secs(150), "half of five minutes");
+    let provenance = answer.unwrap().provenance;
+    assert_eq!(provenance.served_by.to_string(), "gguf_native:second");
+    assert!(provenance.fallback_reason.unwrap().contains("was not ready within 150.0 s"));
+    drop(busy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_all_llms_pinned_a_fallback_that_is_loaded_answers() {
+    let (own, other) = (FakeBackend::local("own", 100), FakeBackend::local("other", 100).says(&["other"]));
+    let mut expert = model("expert", &[&own]);
+    expert.places.push(PlaceSpec::Model("lfm2".parse().unwrap()));
+    let pool = pool(limits(1000, 1), [expert, model("lfm2", &[&other])]);
+    pool.load("lfm2").await.unwrap();
+    pool.pin("lfm2").await.unwrap();
+    let (text, answer) = read(ask(&pool, "expert").await.unwrap()).await;
+    assert_eq!(text, "other");
+    assert!(answer.unwrap().provenance.fallback_reason.unwrap().contains("max_concurrent_llms is 1"));
+    assert_eq!(own.loads(), 0);
 }
 
 #[tokio::test(start_paused = true)]

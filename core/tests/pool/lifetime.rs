@@ -1,12 +1,14 @@
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use sarai_core::Error;
 use sarai_core::failure::FailureKind;
 use sarai_core::pool::{Lease, ModelHandle, ModelPool};
+use sarai_core::request::{Delta, GenerateRequest, Message};
+use sarai_core::scheduler::Phase;
 use sarai_core::testing::FakeBackend;
 
-use super::{ask, limits, model, pool, read, until};
+use super::{ask, limits, model, phase, pool, read, until};
 
 static_assertions::assert_impl_all!(ModelPool: Send, Sync, Clone);
 static_assertions::assert_impl_all!(ModelHandle: Send, Sync, Clone);
@@ -94,4 +96,57 @@ async fn fallbacks_that_lead_back_to_themselves_are_refused_when_the_pool_is_bui
     b.places.push(sarai_core::pool::PlaceSpec::Model("a".parse().unwrap()));
     let error = ModelPool::builder(limits(10, 1)).model(a).model(b).build().unwrap_err();
     assert_eq!(error.to_string(), "models.a: its fallbacks lead back to itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_gives_its_place_free_at_its_end_even_if_nobody_drops_the_stream() {
+    for backend in [FakeBackend::local("a", 100), FakeBackend::local("a", 100).fails(FailureKind::CutOff)] {
+        let pool = pool(limits(1000, 3), [model("a", &[&backend])]);
+        let mut stream = ask(&pool, "a").await.unwrap();
+        while stream.next().await.is_some() {}
+        assert_eq!(phase(&pool, "a").await, (Phase::Ready, 0));
+        assert_eq!(backend.streams(), 0);
+        pool.shutdown(Duration::from_secs(60)).await;
+        assert_eq!(backend.loaded(), 0);
+        drop(stream);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_whose_engine_has_ended_is_unloaded_and_loaded_again() {
+    let backend = FakeBackend::local("a", 100).says(&["half"]).fails(FailureKind::EngineGone);
+    let pool = pool(limits(1000, 3), [model("a", &[&backend])]);
+    let (text, end) = read(ask(&pool, "a").await.unwrap()).await;
+    assert_eq!(text, "half");
+    end.unwrap_err();
+    until(async || backend.loaded() == 0).await;
+    assert!(matches!(pool.get("a").await, Err(Error::LoadBackoff { .. })));
+    tokio::time::advance(Duration::from_secs(10)).await;
+    let lease = pool.handle("a").unwrap().lease().await.unwrap();
+    assert_eq!(backend.loads(), 2);
+    lease.embed(vec!["text".to_owned()]).await.unwrap_err();
+    drop(lease);
+    until(async || backend.loaded() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_on_a_lease_run_on_its_place() {
+    let backend = FakeBackend::local("a", 100).says(&["one ", "two"]);
+    let pool = pool(limits(1000, 3), [model("a", &[&backend])]);
+    let lease = pool.handle("a").unwrap().lease().await.unwrap();
+    for _ in 0..2 {
+        let request = GenerateRequest::chat(vec![Message::user("hello")]);
+        let deltas: Vec<_> = lease.generate(request).await.unwrap().try_collect().await.unwrap();
+        assert!(matches!(&deltas[..], [Delta::Text(one), Delta::Text(_), Delta::Done(_)] if one == "one "));
+    }
+    assert_eq!(lease.embed(vec!["text".to_owned()]).await.unwrap().vectors.len(), 1);
+    assert!(matches!(lease.classify("text".to_owned()).await, Err(Error::Request { .. })));
+    assert_eq!((backend.loads(), backend.requests()), (1, 3));
+}
+
+#[test]
+fn without_a_runtime_a_pool_says_what_is_missing() {
+    let backend = FakeBackend::local("a", 100);
+    let built = ModelPool::builder(limits(1000, 3)).model(model("a", &[&backend])).build();
+    assert!(matches!(built, Err(Error::NoRuntime)));
 }

@@ -32,8 +32,7 @@ fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
 
 /// A model that can run at each of `places`, first choice first.
 fn model(name: &str, places: &[&FakeBackend]) -> ModelSpec {
-    let places =
-        places.iter().map(|&backend| PlaceSpec::Backend { backend: Arc::new(backend.clone()), parallel: 1 });
+    let places = places.iter().map(|&backend| PlaceSpec::Backend(Arc::new(backend.clone())));
     ModelSpec {
         name: name.parse().unwrap(),
         role: ModelRole::Llm,
