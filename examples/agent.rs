@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::StreamExt;
-use sarai::core::scheduler::Phase;
-use sarai::{AnswerEvent, CallOptions, GenerateRequest, Message, PoolEvent, Priority, Sarai};
+use sarai::{AnswerEvent, CallOptions, GenerateRequest, Message, Phase, PoolEvent, Priority, Sarai};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).map_or_else(|| "config/sarai.yaml".into(), PathBuf::from);
-    let sarai = Sarai::from_file(&path)?;
+    let sarai = Sarai::from_file(&path).await?;
     let pool = sarai.pool();
 
     // What the pool does meanwhile: loads, evictions, fallbacks.
@@ -38,37 +37,47 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
     });
-    for (model, loaded) in pool.load_residents().await {
-        loaded.map_err(|error| format!("{model}: {error}"))?;
-    }
-
     // Someone watches the cursor: these requests go before others.
     let options =
         CallOptions { priority: Priority::Interactive, wait_timeout: Some(Duration::from_secs(120)) };
     let mut conversation = vec![Message::system("You are a kind assistant. Answer in the user's language.")];
     for line in std::io::stdin().lock().lines() {
-        let text = line?;
-        let model = match sarai.router() {
-            Some(router) => router.route(&text, pool, options).await?.model,
-            None => None,
-        };
-        let model = pool.handle(model.as_ref().map_or("lfm2", |model| model.as_str()))?;
-        conversation.push(Message::user(text));
-        let mut answer = model.generate(GenerateRequest::chat(conversation.clone()), options).await?;
-        let mut said = String::new();
-        let mut stdout = std::io::stdout();
-        while let Some(event) = answer.next().await {
-            match event? {
-                AnswerEvent::Text(text) => {
-                    write!(stdout, "{text}")?;
-                    stdout.flush()?;
-                    said.push_str(&text);
-                }
-                AnswerEvent::Done(end) => writeln!(stdout, "\n({})", end.provenance.served_by)?,
+        conversation.push(Message::user(line?));
+        match answer(&sarai, &conversation, options).await {
+            Ok(said) => conversation.push(Message::assistant(said)),
+            // The pool and the other models are as good as before: the next question may be answered.
+            Err(error) => {
+                conversation.pop();
+                writeln!(std::io::stderr(), "{error}")?;
             }
         }
-        conversation.push(Message::assistant(said));
     }
     pool.shutdown(Duration::from_secs(10)).await;
     Ok(())
+}
+
+/// Asks the model that the router picks, shows its text as it comes, and gives it whole.
+async fn answer(
+    sarai: &Sarai,
+    conversation: &[Message],
+    options: CallOptions,
+) -> Result<String, sarai::Error> {
+    let question = conversation.last().map_or("", |message| message.content.as_str());
+    let picked = sarai.route(question, options).await?.model;
+    let model = sarai.pool().handle(picked.as_ref().map_or("lfm2", |model| model.as_str()))?;
+    let mut answer = model.generate(GenerateRequest::chat(conversation.to_vec()), options).await?;
+    let (mut said, mut stdout) = (String::new(), std::io::stdout());
+    while let Some(event) = answer.next().await {
+        match event? {
+            AnswerEvent::Text(text) => {
+                // A terminal that is gone ends the loop at the next line.
+                let _ = write!(stdout, "{text}").and_then(|()| stdout.flush());
+                said.push_str(&text);
+            }
+            AnswerEvent::Done(end) => {
+                let _ = writeln!(stdout, "\n({})", end.provenance.served_by);
+            }
+        }
+    }
+    Ok(said)
 }

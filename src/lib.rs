@@ -9,7 +9,7 @@
 //! use sarai::{AnswerEvent, CallOptions, GenerateRequest, Message, Sarai};
 //!
 //! # async fn example() -> Result<(), sarai::Error> {
-//! let sarai = Sarai::from_file("config/sarai.yaml".as_ref())?;
+//! let sarai = Sarai::from_file("config/sarai.yaml").await?;
 //! let lfm2 = sarai.pool().handle("lfm2")?;
 //! let request = GenerateRequest::chat(vec![Message::user("¿Qué es un budget de RAM?")]);
 //! let mut answer = lfm2.generate(request, CallOptions::default()).await?;
@@ -40,9 +40,17 @@ pub use sarai_agents as agents;
 pub use sarai_core as core;
 
 pub use sarai_core::answer::{Answer, AnswerEvent, AnswerStream, CallOptions, Models, Priority, Provenance};
+pub use sarai_core::config::{Class, ModelRole};
 pub use sarai_core::pipeline::{Input, PipelineEvent, PipelineReport, PipelineStream};
-pub use sarai_core::pool::{Lease, MemoryUsage, ModelHandle, ModelPool, PoolEvent};
-pub use sarai_core::request::{GenerateRequest, Message, Sampling};
+pub use sarai_core::pool::{
+    Lease, MemoryUsage, ModelHandle, ModelMemory, ModelPool, ModelSpec, PlaceSpec, PlannedModel, PoolBuilder,
+    PoolEvent, PoolEvents,
+};
+pub use sarai_core::request::{
+    Capability, Delta, Embeddings, FinishReason, GenerateRequest, LabelScore, Message, Sampling,
+};
 pub use sarai_core::router::{Router, Routing};
+pub use sarai_core::scheduler::{Change, Limits, Phase};
+pub use sarai_core::units::{Bytes, HostName, ModelName};
 pub use sarai_core::{Error, ErrorKind};
 pub use wiring::Sarai;

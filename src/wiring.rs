@@ -7,11 +7,10 @@ use sarai_agents::ollama::{Client, OllamaBackend};
 use sarai_core::Error;
 use sarai_core::answer::CallOptions;
 use sarai_core::backend::Backend;
-use sarai_core::config::{self, Config, ConfigError, ModelConfig, ModelRole, Overrides, Place, Problem};
+use sarai_core::config::{self, Config, ConfigError, ModelConfig, Overrides, Place, Problem};
 use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
-use sarai_core::request::Capability;
-use sarai_core::router::Router;
+use sarai_core::router::{Router, Routing};
 use sarai_core::scheduler::Limits;
 use sarai_core::units::{HostName, PipelineName};
 
@@ -26,34 +25,33 @@ pub struct Sarai {
     hosts: Arc<BTreeMap<HostName, Arc<Client>>>,
 }
 
-/// A waiting request moves up a class of priority each time this passes.
-const AGING: std::time::Duration = std::time::Duration::from_secs(30);
-/// A request that has waited this long for room holds back new requests on the models in its way.
-const DRAIN_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
-/// A model in this process works its requests off one at a time.
-const PARALLEL_LOCAL: usize = 1;
-/// Helpers are quick: several requests may stand at their thread.
-const PARALLEL_HELPER: usize = 8;
-
 impl Sarai {
-    /// Reads a configuration with the process's environment and the `.env` of the working directory, and starts its
-    /// pool. Nothing is loaded yet; [`ModelPool::load_residents`] does that. Call it inside a tokio runtime.
+    /// Reads a configuration with the process's environment and the `.env` of the working directory, starts its pool,
+    /// and loads the resident models.
     ///
     /// # Errors
-    /// The configuration has problems: all of them.
-    pub fn from_file(path: &Path) -> Result<Self, Error> {
+    /// The configuration has problems: all of them. A resident model cannot be loaded.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: loads that have begun are given up.
+    pub async fn from_file(path: impl AsRef<Path>) -> Result<Self, Error> {
         let env = env::read(".env".as_ref())?;
-        let resolved = config::load(path, &env, &Overrides::default())?;
+        let resolved = config::load(path.as_ref(), &env, &Overrides::default())?;
         for warning in &resolved.warnings {
             tracing::warn!(%warning, "configuration");
         }
-        Self::start(&resolved.config)
+        let sarai = Self::start(&resolved.config)?;
+        for (_, loaded) in sarai.pool.load_residents().await {
+            loaded?;
+        }
+        Ok(sarai)
     }
 
-    /// Starts the pool of a configuration that was read before. Call it inside a tokio runtime.
+    /// Starts the pool of a configuration that was read before. Nothing is loaded yet: see
+    /// [`ModelPool::load_residents`].
     ///
     /// # Errors
-    /// A host's address cannot be used, or the models do not go together.
+    /// A host's address cannot be used, the models do not go together, or there is no tokio runtime around.
     pub fn start(config: &Config) -> Result<Self, Error> {
         let hosts = config
             .hosts
@@ -66,8 +64,7 @@ impl Sarai {
             budget: config.memory.budget,
             max_concurrent_llms: config.memory.max_concurrent_llms,
             max_waiting: config.queue.max_waiting,
-            aging: AGING,
-            drain_after: DRAIN_AFTER,
+            ..Limits::default()
         };
         let mut builder = ModelPool::builder(limits).wait_timeout(config.queue.wait_timeout);
         for (name, model) in &config.models {
@@ -76,7 +73,7 @@ impl Sarai {
                 role: model.role,
                 class: model.class,
                 ttl: model.ttl,
-                places: model.places.iter().filter_map(|place| wire(place, model, config, &hosts)).collect(),
+                places: model.places.iter().filter_map(|place| wire(place, model, &hosts)).collect(),
             });
         }
         let pipelines = config
@@ -108,6 +105,19 @@ impl Sarai {
         self.router.as_ref()
     }
 
+    /// Asks the router which model should answer a text, and why.
+    ///
+    /// # Errors
+    /// No router is configured, or its model cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn route(&self, text: &str, options: CallOptions) -> Result<Routing, Error> {
+        let none =
+            || Error::NoRoute { message: "the configuration has no model with role: router".to_owned() };
+        self.router.as_ref().ok_or_else(none)?.route(text, &self.pool, options).await
+    }
+
     /// The hosts' clients by name.
     #[must_use]
     pub fn hosts(&self) -> &BTreeMap<HostName, Arc<Client>> {
@@ -134,40 +144,27 @@ impl Sarai {
 }
 
 /// A place with what runs it. The configuration has checked that its host is there.
-fn wire(
-    place: &Place,
-    model: &ModelConfig,
-    config: &Config,
-    hosts: &BTreeMap<HostName, Arc<Client>>,
-) -> Option<PlaceSpec> {
-    let (purpose, helper) = match model.role {
-        ModelRole::Llm => (Capability::Generate, false),
-        ModelRole::Embedding => (Capability::Embed, true),
-        ModelRole::Router => (Capability::Classify, true),
-    };
-    let (backend, parallel): (Arc<dyn Backend>, usize) = match place {
+fn wire(place: &Place, model: &ModelConfig, hosts: &BTreeMap<HostName, Arc<Client>>) -> Option<PlaceSpec> {
+    let purpose = model.role.capability();
+    let backend: Arc<dyn Backend> = match place {
         Place::Model(other) => return Some(PlaceSpec::Model(other.clone())),
-        Place::Gguf(file) => {
-            let backend = GgufBackend::new(GgufSettings {
-                path: file.path.clone(),
-                purpose,
-                context: file.context,
-                weights: file.weights,
-                threads: file.threads,
-            });
-            (Arc::new(backend), if helper { PARALLEL_HELPER } else { PARALLEL_LOCAL })
-        }
+        Place::Gguf(file) => Arc::new(GgufBackend::new(GgufSettings {
+            path: file.path.clone(),
+            purpose,
+            context: file.context,
+            weights: file.weights,
+            threads: file.threads,
+        })),
         Place::Ollama { host, model, n_ctx } => {
             let client = Arc::clone(hosts.get(host)?);
-            let parallel = config.hosts.get(host)?.parallel;
-            (Arc::new(OllamaBackend { client, model: model.clone(), n_ctx: *n_ctx, purpose }), parallel)
+            Arc::new(OllamaBackend { client, model: model.clone(), n_ctx: *n_ctx, purpose })
         }
     };
-    Some(PlaceSpec::Backend { backend, parallel })
+    Some(PlaceSpec::Backend(backend))
 }
 
 fn bad_host(name: &HostName, error: &sarai_agents::Error) -> Error {
-    problem(format!("hosts.{name}.url"), error.to_string())
+    Error::Config(ConfigError::of(format!("hosts.{name}.url"), error.to_string()))
 }
 
 fn bad_templates(name: &PipelineName, problems: Vec<sarai_core::pipeline::TemplateProblem>) -> Error {
@@ -178,8 +175,4 @@ fn bad_templates(name: &PipelineName, problems: Vec<sarai_core::pipeline::Templa
         message: p.message,
     };
     Error::Config(ConfigError { problems: problems.into_iter().map(problem).collect() })
-}
-
-fn problem(path: String, message: String) -> Error {
-    Error::Config(ConfigError { problems: vec![Problem { file: None, line: None, path, message }] })
 }

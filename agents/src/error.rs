@@ -230,12 +230,13 @@ impl Error {
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
             Self::EmptyPrompt | Self::ChatTemplate { .. } => FailureKind::BadRequest,
-            Self::Connect { error, .. } if error.is_timeout() => FailureKind::Timeout,
             Self::Connect { .. } => FailureKind::Unreachable,
             Self::Deadline { stage: Stage::Queue, .. } => FailureKind::Busy,
             Self::Deadline { .. } => FailureKind::Timeout,
             Self::Status { status, .. } => match status {
+                401 | 403 => FailureKind::Denied,
                 404 => FailureKind::ModelMissing,
+                408 => FailureKind::Timeout,
                 429 | 503 => FailureKind::Busy,
                 400..=499 => FailureKind::Refused,
                 500..=599 => FailureKind::HostError,
@@ -248,8 +249,8 @@ impl Error {
             Self::HttpClient { .. }
             | Self::ContextFailed { .. }
             | Self::Runtime { .. }
-            | Self::Compute { .. }
-            | Self::EngineGone { .. } => FailureKind::Engine,
+            | Self::Compute { .. } => FailureKind::Engine,
+            Self::EngineGone { .. } => FailureKind::EngineGone,
         }
     }
 }

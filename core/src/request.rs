@@ -219,6 +219,20 @@ pub struct Embeddings {
     pub prompt_tokens: Option<u32>,
 }
 
+impl Embeddings {
+    /// Brings every vector to length 1; one that is all zeros stays so.
+    #[must_use]
+    pub fn normalised(mut vectors: Vec<Vec<f32>>, prompt_tokens: Option<u32>) -> Self {
+        for vector in &mut vectors {
+            let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+            if length > 0.0 {
+                vector.iter_mut().for_each(|x| *x /= length);
+            }
+        }
+        Self { vectors, prompt_tokens }
+    }
+}
+
 /// A label and its score.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LabelScore {
@@ -226,4 +240,15 @@ pub struct LabelScore {
     pub label: String,
     /// From 0 to 1.
     pub score: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_get_length_one_and_nothing_stays_nothing() {
+        let embeddings = Embeddings::normalised(vec![vec![3.0, 4.0], vec![0.0, 0.0]], None);
+        assert_eq!(embeddings.vectors, [[0.6, 0.8], [0.0, 0.0]]);
+    }
 }

@@ -51,7 +51,7 @@ pub(super) enum Command {
     Route(RouteArgs),
     /// Run a pipeline.
     Run(RunArgs),
-    /// Show the models here and on the hosts, and their memory.
+    /// Show the models, what they take or would take here, and what the hosts hold.
     Ps,
     /// Say what requests for these models would load, evict or refuse. Loads nothing.
     Plan(PlanArgs),

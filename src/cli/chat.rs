@@ -29,7 +29,7 @@ pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> R
     if args.prompt.is_none() && output.json {
         return Err(Failure::Usage("--json needs a PROMPT".to_owned()));
     }
-    let session = Session::open(common, output)?;
+    let session = Session::open_with_metrics(common, output)?;
     let model = session.sarai.pool().handle(&args.model)?;
     match &args.prompt {
         Some(prompt) => {
@@ -63,10 +63,20 @@ async fn converse(model: &ModelHandle, args: &ChatArgs, output: &Output) -> Resu
         }
         messages.push(Message::user(question.trim_end()));
         let request = GenerateRequest::chat(messages.clone()).with_sampling(sampling(args));
-        let (text, answer) = show(model.generate(request, INTERACTIVE).await?, output).await?;
-        output.line("")?;
-        output.note(&summary(&answer));
-        messages.push(Message::assistant(text));
+        let answered = async { show(model.generate(request, INTERACTIVE).await?, output).await };
+        match answered.await {
+            Ok((text, answer)) => {
+                output.line("")?;
+                output.note(&summary(&answer));
+                messages.push(Message::assistant(text));
+            }
+            // What failed once may succeed with the next question; that nobody reads any more may not.
+            Err(failure @ Failure::Io { .. }) => return Err(failure),
+            Err(failure) => {
+                messages.pop();
+                output.complain(&failure);
+            }
+        }
     }
     Ok(())
 }

@@ -11,15 +11,15 @@ pub(super) fn check(common: &Common, args: &CheckArgs, output: &Output) -> Resul
     let resolved = read(common, &path)?;
     let mut warnings: Vec<String> = resolved.warnings.iter().map(ToString::to_string).collect();
     warnings.extend(missing_files(&resolved.config));
-    for warning in &warnings {
-        output.note(&format!("warning: {warning}"));
+    if !output.json {
+        warnings.iter().for_each(|warning| output.warn(warning));
     }
     if args.resolved {
         output.text(&resolved.render_resolved())?;
     } else {
         let config = &resolved.config;
         output.line(&format!(
-            "{} is good: {}, {}, {}, budget {}",
+            "{} is valid: {}, {}, {}, budget {}",
             path.display(),
             count(config.models.len(), "model"),
             count(config.hosts.len(), "host"),

@@ -33,7 +33,7 @@ pub(super) async fn demo(common: &Common, args: &DemoArgs, output: &Output) -> R
     let made = make_models(&resolved.config)?;
     title(
         output,
-        &format!("1. Models: {made} small GGUF files made, in the places {} names", path.display()),
+        &format!("1. Models: {made} small GGUF files, in the places that {} names", path.display()),
     );
     let session = Session::start(resolved, output)?;
     let pool = session.sarai.pool();

@@ -33,6 +33,9 @@ const CODES: &[(ErrorKind, u8)] = &[
     (ErrorKind::OverBudget, 3),
     (ErrorKind::Unreachable, 4),
     (ErrorKind::Overloaded, 1),
+    (ErrorKind::Timeout, 1),
+    (ErrorKind::BadRequest, 1),
+    (ErrorKind::Conflict, 1),
     (ErrorKind::Failed, 1),
     (ErrorKind::Cancelled, 1),
 ];
@@ -114,8 +117,18 @@ fn add_numbers(error: &Error, to: &mut Value) {
             to["waited_ms"] = json!(waited.as_millis() as u64);
             to["holders"] = json!(holders);
         }
-        Error::LoadBackoff { model, retry_in, .. } => {
+        Error::Load { model, cause } => {
             to["model"] = json!(model);
+            to["cause"] = json!(cause.kind);
+        }
+        Error::Request { model, served_by, cause } => {
+            to["model"] = json!(model);
+            to["served_by"] = json!(served_by);
+            to["cause"] = json!(cause.kind);
+        }
+        Error::LoadBackoff { model, retry_in, cause } => {
+            to["model"] = json!(model);
+            to["cause"] = json!(cause.kind);
             to["retry_in_ms"] = json!(retry_in.as_millis() as u64);
         }
         Error::Config(config) => {

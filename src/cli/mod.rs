@@ -32,7 +32,10 @@ pub(crate) fn main() -> ExitCode {
     let output = Output::new(args.json);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return output.fail(&Failure::Io { what: "cannot start".to_owned(), source: error }),
+        Err(error) => {
+            return output
+                .fail(&Failure::Io { what: "cannot start the async runtime".to_owned(), source: error });
+        }
     };
     let result = runtime.block_on(async {
         tokio::select! {

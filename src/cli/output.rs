@@ -48,6 +48,12 @@ impl Output {
         }
     }
 
+    /// What does not keep the command from its work, and should not go unseen.
+    pub(super) fn warn(&self, what: &str) {
+        let yellow = anstyle::AnsiColor::Yellow.on_default() | anstyle::Effects::BOLD;
+        say(&format!("{yellow}warning:{yellow:#} {what}"));
+    }
+
     /// Whether a person is watching stderr.
     pub(super) fn is_watched(&self) -> bool {
         !self.json && io::stderr().is_terminal()
@@ -60,13 +66,18 @@ impl Output {
             // A stdout that is gone leaves only the exit code to tell.
             let _ = self.object(&failure.json());
         } else {
-            let red = anstyle::AnsiColor::Red.on_default() | anstyle::Effects::BOLD;
-            say(&format!("{red}error:{red:#} {}", failure.message()));
-            if let Some(hint) = failure.hint() {
-                say(&format!("hint: {hint}"));
-            }
+            self.complain(failure);
         }
         ExitCode::from(failure.code())
+    }
+
+    /// An error for a person, with what to do about it.
+    pub(super) fn complain(&self, failure: &Failure) {
+        let red = anstyle::AnsiColor::Red.on_default() | anstyle::Effects::BOLD;
+        say(&format!("{red}error:{red:#} {}", failure.message()));
+        if let Some(hint) = failure.hint() {
+            say(&format!("hint: {hint}"));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 use serde::Serialize;
 
-use sarai::{Error, Provenance};
+use sarai::Provenance;
 
 use super::args::{Common, EmbedArgs, RouteArgs};
 use super::chat::INTERACTIVE;
@@ -37,9 +37,7 @@ pub(super) async fn embed(common: &Common, args: &EmbedArgs, output: &Output) ->
 
 pub(super) async fn route(common: &Common, args: &RouteArgs, output: &Output) -> Result<(), Failure> {
     let session = Session::open(common, output)?;
-    let none = || Error::NoRoute { message: "the configuration has no model with role: router".to_owned() };
-    let router = session.sarai.router().ok_or_else(none)?;
-    let routing = router.route(&args.text, session.sarai.pool(), INTERACTIVE).await?;
+    let routing = session.sarai.route(&args.text, INTERACTIVE).await?;
     let model = routing.model.as_ref().map_or("(no model)", |model| model.as_str());
     output.line(model)?;
     output.note(&routing.reason);

@@ -8,7 +8,7 @@ use super::output::Output;
 use super::session::Session;
 
 pub(super) async fn run(common: &Common, args: &RunArgs, output: &Output) -> Result<(), Failure> {
-    let session = Session::open(common, output)?;
+    let session = Session::open_with_metrics(common, output)?;
     let missing = || Failure::Usage(format!("pipeline {} needs --text", args.pipeline));
     let text = or_stdin(args.text.as_deref().ok_or_else(missing)?)?;
     let report = show(session.sarai.run(&args.pipeline, &Input { text }, INTERACTIVE)?, output).await?;
@@ -57,6 +57,7 @@ pub(super) async fn show(mut run: PipelineStream, output: &Output) -> Result<Pip
                 }
                 if let Some(error) = &report.error {
                     output.note(&format!("failed, its fallback stands in: {error}"));
+                    output.line(&report.text)?;
                 }
                 if let Some(answer) = &report.answer {
                     output.note(&summary(answer));

@@ -27,11 +27,19 @@ impl Session {
         Self::start(read(common, &path)?, output)
     }
 
+    /// The same for commands that may run long enough to be watched: they serve metrics where that is configured.
+    pub(super) fn open_with_metrics(common: &Common, output: &Output) -> Result<Self, Failure> {
+        let path = find(common.config.as_deref())?;
+        let resolved = read(common, &path)?;
+        // Before the pool, which registers its metrics at its start.
+        serve_metrics(&resolved.config, output);
+        Self::start(resolved, output)
+    }
+
     pub(super) fn start(resolved: Resolved, output: &Output) -> Result<Self, Failure> {
         for warning in &resolved.warnings {
-            output.note(&format!("warning: {warning}"));
+            output.warn(&warning.to_string());
         }
-        serve_metrics(&resolved.config)?;
         let sarai = Sarai::start(&resolved.config)?;
         if output.is_watched() {
             progress::show(sarai.pool());
@@ -63,11 +71,11 @@ pub(super) fn read(common: &Common, path: &Path) -> Result<Resolved, Failure> {
     Ok(config::load(path, &env, &overrides).map_err(Error::from)?)
 }
 
-/// Starts the Prometheus endpoint, where one is configured. Before the pool, which registers its metrics at its start.
-fn serve_metrics(config: &Config) -> Result<(), Failure> {
-    let Some(metrics) = &config.metrics else { return Ok(()) };
-    let installed = PrometheusBuilder::new().with_http_listener(metrics.listen).install();
-    installed.map_err(|error| {
-        Failure::Usage(format!("metrics.listen: cannot serve metrics on {}: {error}", metrics.listen))
-    })
+/// Starts the Prometheus endpoint, where one is configured. Another command may have its address already: no reason not
+/// to work.
+fn serve_metrics(config: &Config, output: &Output) {
+    let Some(metrics) = &config.metrics else { return };
+    if let Err(error) = PrometheusBuilder::new().with_http_listener(metrics.listen).install() {
+        output.warn(&format!("metrics are not served on {}: {error}", metrics.listen));
+    }
 }

@@ -25,6 +25,7 @@ pub(super) fn check(header: &Header) -> Result<(), Error> {
             return Err(header.bad(format!("has no usable {architecture}.{key}")));
         }
     }
+    check_numbers(header)?;
     check_blocks(header)?;
     check_vocabulary(header)?;
     if header
@@ -80,6 +81,31 @@ pub(super) fn labels(header: &Header) -> Vec<String> {
         _ => None,
     };
     header.array("{arch}.classifier.output_labels").unwrap_or_default().iter().filter_map(texts).collect()
+}
+
+/// llama.cpp reads these as 32-bit numbers.
+fn check_numbers(header: &Header) -> Result<(), Error> {
+    for key in [
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "shortconv.l_cache",
+    ] {
+        let too_large = |value: &Value| value.as_int().is_none_or(|n| n > u64::from(u32::MAX));
+        let bad = match header.value(&format!("{{arch}}.{key}")) {
+            Some(Value::Array(each)) => each.iter().any(too_large),
+            Some(one) => too_large(one),
+            None => false,
+        };
+        if bad {
+            return Err(header.bad(format!("has no usable {}.{key}", header.architecture())));
+        }
+    }
+    Ok(())
 }
 
 fn check_blocks(header: &Header) -> Result<(), Error> {

@@ -20,10 +20,10 @@ pub(super) fn embed(
             return Ok(None);
         }
         let (pooled, count) = pooled(model, context, text, index)?;
-        vectors.push(normalised(pooled));
+        vectors.push(pooled);
         tokens += count;
     }
-    Ok(Some(Embeddings { vectors, prompt_tokens: u32::try_from(tokens).ok() }))
+    Ok(Some(Embeddings::normalised(vectors, u32::try_from(tokens).ok())))
 }
 
 /// Scores a text for the labels of the head, highest first: probabilities that sum to 1, or that of the only label.
@@ -70,14 +70,6 @@ fn pooled(
     Ok((pooled.to_vec(), tokens.len()))
 }
 
-fn normalised(mut vector: Vec<f32>) -> Vec<f32> {
-    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-    if length > 0.0 {
-        vector.iter_mut().for_each(|x| *x /= length);
-    }
-    vector
-}
-
 /// Softmax over several labels, the logistic function for a single one.
 fn probabilities(logits: &[f32]) -> Vec<f32> {
     if let [only] = logits {
@@ -92,12 +84,6 @@ fn probabilities(logits: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn vectors_get_length_one_and_nothing_stays_nothing() {
-        assert_eq!(normalised(vec![3.0, 4.0]), [0.6, 0.8]);
-        assert_eq!(normalised(vec![0.0, 0.0]), [0.0, 0.0]);
-    }
 
     #[test]
     fn probabilities_sum_to_one_and_keep_their_order_for_any_size() {

@@ -13,11 +13,14 @@ use super::header::{Header, Value};
 /// enough to cost little speed.
 pub(super) const PROMPT_CHUNK: u32 = 128;
 
-/// The longest context made by itself for a model that reads whole texts at once: its compute buffers grow with it.
-const LONGEST_ENCODER_AUTO: u32 = 2048;
+/// The contexts that `auto` chooses among, longest first; see [`by_memory`].
+const AUTO: [u32; 5] = [8000, 6000, 4000, 2000, 1000];
+
+/// The same for a model that reads whole texts at once: its compute buffers grow with the square.
+const AUTO_ENCODER: [u32; 3] = [2048, 1024, 512];
 
 /// Bytes for a key or value: F16.
-const KV_ELEMENT: u64 = 2;
+const KV_ELEMENT: u128 = 2;
 
 /// What a vocabulary's entry takes in llama.cpp: the text in three tables with their nodes; and a merge, two texts in
 /// one. Counted from the structures of llama-vocab.cpp, rounded up.
@@ -27,14 +30,28 @@ const MERGE_BYTES: u64 = 192;
 /// Thread, graph metadata and what the allocators keep.
 const BASE_BYTES: u64 = 8 << 20;
 
+/// The estimate for the longest context that memory allows: where the context is `auto` and it does not fit beside the
+/// weights, a shorter one is tried before the load is given up.
 pub(super) fn estimate(header: &Header, settings: &GgufSettings, available: Bytes) -> Estimate {
-    let n_ctx = n_ctx(header, settings, available);
+    let mut contexts = contexts(header, settings, available).into_iter();
+    let longest = contexts.next().unwrap_or(1);
+    let mut estimate = estimate_at(header, settings, longest);
+    for n_ctx in contexts {
+        if estimate.total() <= available {
+            break;
+        }
+        estimate = estimate_at(header, settings, n_ctx);
+    }
+    estimate
+}
+
+fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate {
     let shape = Shape::of(header);
-    let step = u64::from(step(header, settings.purpose, n_ctx));
+    let step = u128::from(step(header, settings.purpose, n_ctx));
     Estimate {
         weights: weights(header, settings.weights),
-        kv: Bytes(if is_encoder(header) { 0 } else { shape.kv_bytes(header, u64::from(n_ctx)) }),
-        compute: Bytes(shape.compute_bytes(step, u64::from(n_ctx))),
+        kv: if is_encoder(header) { Bytes::ZERO } else { shape.kv_bytes(header, u128::from(n_ctx)) },
+        compute: shape.compute_bytes(step, u128::from(n_ctx)),
         projector: Bytes::ZERO,
         overhead: Bytes(overhead(header)),
         n_ctx: Some(n_ctx),
@@ -46,17 +63,23 @@ pub(super) fn step(header: &Header, purpose: Capability, n_ctx: u32) -> u32 {
     if is_encoder(header) || purpose != Capability::Generate { n_ctx } else { PROMPT_CHUNK.min(n_ctx) }
 }
 
-/// The context length: by free memory where it is `auto`, never above what the model was trained for.
-fn n_ctx(header: &Header, settings: &GgufSettings, available: Bytes) -> u32 {
+/// The context lengths to try, longest first: by free memory where it is `auto`, never above what the model was trained
+/// for.
+fn contexts(header: &Header, settings: &GgufSettings, available: Bytes) -> Vec<u32> {
     let trained = header.int("{arch}.context_length").and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
-    let wanted = match settings.context {
-        Context::Fixed(n) => n,
+    let mut contexts: Vec<u32> = match settings.context {
+        Context::Fixed(n) => vec![n],
         Context::Auto { min, max } if settings.purpose == Capability::Generate => {
-            by_memory(available).clamp(min, max)
+            let most = by_memory(available);
+            AUTO.into_iter().filter(|n| *n <= most).map(|n| n.clamp(min, max.max(min))).collect()
         }
-        Context::Auto { max, .. } => LONGEST_ENCODER_AUTO.min(max),
+        Context::Auto { max, .. } => AUTO_ENCODER.into_iter().map(|n| n.min(max)).collect(),
     };
-    wanted.min(trained).max(1)
+    for n_ctx in &mut contexts {
+        *n_ctx = (*n_ctx).min(trained).max(1);
+    }
+    contexts.dedup();
+    contexts
 }
 
 fn by_memory(available: Bytes) -> u32 {
@@ -83,13 +106,14 @@ fn overhead(header: &Header) -> u64 {
     vocabulary + BASE_BYTES
 }
 
-/// The sizes that decide about buffers.
+/// The sizes that decide about buffers. The header's numbers are below 2³² ([`check`](super::check)), so that no product
+/// here can overflow.
 struct Shape {
     blocks: u64,
-    width: u64,
-    feed_forward: u64,
-    heads: u64,
-    vocabulary: u64,
+    width: u128,
+    feed_forward: u128,
+    heads: u128,
+    vocabulary: u128,
 }
 
 impl Shape {
@@ -97,48 +121,52 @@ impl Shape {
         let int = |key| header.int(key).unwrap_or(0);
         Self {
             blocks: int("{arch}.block_count"),
-            width: int("{arch}.embedding_length"),
-            feed_forward: largest(header, "{arch}.feed_forward_length"),
-            heads: largest(header, "{arch}.attention.head_count").max(1),
-            vocabulary: header.array("tokenizer.ggml.tokens").map_or(0, |tokens| tokens.len() as u64),
+            width: int("{arch}.embedding_length").into(),
+            feed_forward: largest(header, "{arch}.feed_forward_length").into(),
+            heads: largest(header, "{arch}.attention.head_count").max(1).into(),
+            vocabulary: header.array("tokenizer.ggml.tokens").map_or(0, |tokens| tokens.len() as u128),
         }
     }
 
     /// Keys and values of every attention block for each token of the context; for a convolution block (no KV heads)
     /// its state, which does not grow with the context.
-    fn kv_bytes(&self, header: &Header, n_ctx: u64) -> u64 {
+    fn kv_bytes(&self, header: &Header, n_ctx: u128) -> Bytes {
         // llama.cpp rounds the cache up to a multiple of 256 cells.
         let cells = n_ctx.next_multiple_of(256);
         let head = self.width / self.heads;
-        let key = header.int("{arch}.attention.key_length").unwrap_or(head);
-        let value = header.int("{arch}.attention.value_length").unwrap_or(head);
-        let state = header.int("{arch}.shortconv.l_cache").unwrap_or(0) * self.width * 4;
-        (0..self.blocks)
-            .map(|block| match kv_heads(header, block, self.heads) {
-                0 => state,
-                heads => heads * (key + value) * KV_ELEMENT * cells,
-            })
-            .sum()
+        let key = header.int("{arch}.attention.key_length").map_or(head, u128::from);
+        let value = header.int("{arch}.attention.value_length").map_or(head, u128::from);
+        let state = header.int("{arch}.shortconv.l_cache").map_or(0, u128::from) * self.width * 4;
+        let block = |block| match kv_heads(header, block, self.heads) {
+            0 => state,
+            heads => heads * (key + value) * KV_ELEMENT * cells,
+        };
+        bytes((0..self.blocks).map(block).sum())
     }
 
     /// The largest intermediate results that can be alive together in a step: states and the feed-forward's halves,
     /// the attention's scores, the logits. F32.
-    fn compute_bytes(&self, step: u64, n_ctx: u64) -> u64 {
+    fn compute_bytes(&self, step: u128, n_ctx: u128) -> Bytes {
         let states = step * (8 * self.width + 3 * self.feed_forward) * 4;
         let scores = 2 * step * n_ctx * self.heads * 4;
         // The graph is planned for logits of every token of a step.
         let logits = step * self.vocabulary * 4;
-        states + scores + logits
+        bytes(states + scores + logits)
     }
 }
 
 /// KV heads of a block: one number for all, or one for each.
-fn kv_heads(header: &Header, block: u64, heads: u64) -> u64 {
-    match header.value("{arch}.attention.head_count_kv") {
-        Some(Value::Array(each)) => each.get(block as usize).and_then(Value::as_int).unwrap_or(heads),
-        Some(one) => one.as_int().unwrap_or(heads),
-        None => heads,
-    }
+fn kv_heads(header: &Header, block: u64, heads: u128) -> u128 {
+    let own = match header.value("{arch}.attention.head_count_kv") {
+        Some(Value::Array(each)) => each.get(block as usize).and_then(Value::as_int),
+        Some(one) => one.as_int(),
+        None => None,
+    };
+    own.map_or(heads, u128::from)
+}
+
+fn bytes(count: u128) -> Bytes {
+    Bytes(u64::try_from(count).unwrap_or(u64::MAX))
 }
 
 fn largest(header: &Header, key: &str) -> u64 {
@@ -154,6 +182,7 @@ mod tests {
     use sarai_support::gguf::{Kind, Model};
 
     use super::*;
+    use crate::llama::header::TensorInfo;
 
     fn estimated(model: &Model, context: Context, available: Bytes) -> Estimate {
         let folder = tempfile::tempdir().unwrap();
@@ -168,17 +197,45 @@ mod tests {
         )
     }
 
-    const AUTO: Context = Context::Auto { min: 1, max: u32::MAX };
+    const ANY: Context = Context::Auto { min: 1, max: u32::MAX };
 
     #[test]
     fn the_context_follows_free_memory_and_stops_at_what_the_model_was_trained_for() {
         let model = Model::new(Kind::Llama).n_ctx_train(7000);
         let n_ctx = |gb, context| estimated(&model, context, Bytes::from_gb(gb)).n_ctx.unwrap();
-        let by_table = [0.5, 1.5, 3.0, 6.0, 20.0].map(|gb| n_ctx(gb, AUTO));
+        let by_table = [0.5, 1.5, 3.0, 6.0, 20.0].map(|gb| n_ctx(gb, ANY));
         assert_eq!(by_table, [1000, 2000, 4000, 6000, 7000]);
         assert_eq!(n_ctx(0.5, Context::Auto { min: 1500, max: 9000 }), 1500);
         assert_eq!(n_ctx(20.0, Context::Auto { min: 1, max: 1200 }), 1200);
         assert_eq!(n_ctx(0.5, Context::Fixed(3000)), 3000);
+    }
+
+    #[test]
+    fn a_context_that_does_not_fit_beside_the_weights_gives_way_to_a_shorter_one() {
+        // 1 GB of weights; 32 blocks of 32 heads of 128: 524 kB of keys and values for each token.
+        let values = [("block_count", 32), ("embedding_length", 4096), ("attention.head_count", 32)]
+            .map(|(key, n)| (format!("llama.{key}"), Value::Int(n)));
+        let architecture = ("general.architecture".to_owned(), Value::Text("llama".to_owned()));
+        let header = Header {
+            path: "big.gguf".into(),
+            values: values.into_iter().chain([architecture]).collect(),
+            tensors: vec![TensorInfo { name: "w".to_owned(), shape: vec![], bytes: 1_000_000_000 }],
+        };
+        let n_ctx = |context, gb| {
+            let settings = GgufSettings {
+                path: header.path.clone(),
+                purpose: Capability::Generate,
+                context,
+                weights: Weights::Auto,
+                threads: None,
+            };
+            estimate(&header, &settings, Bytes::from_gb(gb)).n_ctx.unwrap()
+        };
+        assert_eq!(n_ctx(ANY, 9.0), 8000);
+        assert_eq!(n_ctx(ANY, 2.5), 2000, "4000 tokens would be the table's choice, and take 3.1 GB");
+        assert_eq!(n_ctx(ANY, 1.1), 1000, "the shortest, and the pool says that it does not fit");
+        assert_eq!(n_ctx(Context::Auto { min: 3000, max: 8000 }, 2.5), 3000);
+        assert_eq!(n_ctx(Context::Fixed(5000), 2.5), 5000);
     }
 
     #[test]
@@ -198,6 +255,6 @@ mod tests {
     fn weights_are_the_sum_of_the_tensors() {
         let model = Model::new(Kind::Llama);
         let tensors = model.writer().unwrap().tensor_bytes().unwrap();
-        assert_eq!(estimated(&model, AUTO, Bytes::from_gb(1.0)).weights, Bytes(tensors));
+        assert_eq!(estimated(&model, ANY, Bytes::from_gb(1.0)).weights, Bytes(tensors));
     }
 }

@@ -7,6 +7,8 @@ use llama_cpp_2::token::LlamaToken;
 use sarai_core::failure::Failure;
 use sarai_core::request::{Completion, Delta, FinishReason, GenerateRequest, Message, Prompt};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio_util::sync::CancellationToken;
 
 use super::estimate::PROMPT_CHUNK;
 use super::text::{Characters, Stops};
@@ -23,13 +25,13 @@ pub(super) struct Job {
 /// Why a generation ended early, without a fault.
 struct Left;
 
-/// Works a request off. Returns when the answer is complete, has failed, its reader left, or `stopping` says so; looks
-/// at these between any two steps.
+/// Works a request off. Returns when the answer is complete, has failed, its reader left, or the model is `stopping`;
+/// looks at these between any two steps, and while it waits for the reader.
 pub(super) fn run(
     model: &LlamaModel,
     context: &mut LlamaContext<'_>,
     job: &Job,
-    stopping: &dyn Fn() -> bool,
+    stopping: &CancellationToken,
 ) {
     if job.deltas.is_closed() {
         return;
@@ -48,7 +50,7 @@ struct Generation<'a, 'm> {
     model: &'a LlamaModel,
     context: &'a mut LlamaContext<'m>,
     job: &'a Job,
-    stopping: &'a dyn Fn() -> bool,
+    stopping: &'a CancellationToken,
 }
 
 impl Generation<'_, '_> {
@@ -164,13 +166,23 @@ impl Generation<'_, '_> {
         if text.is_empty() { Ok(()) } else { self.send(Ok(Delta::Text(text))) }
     }
 
-    /// Waits while the reader is slow; fails when it has left.
+    /// Waits while the reader is slow; fails when it has left or the model stops.
     fn send(&self, delta: Result<Delta, Failure>) -> Result<(), Left> {
-        self.job.deltas.blocking_send(delta).map_err(|_| Left)
+        let delta = match self.job.deltas.try_send(delta) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(Left),
+            Err(TrySendError::Full(delta)) => delta,
+        };
+        futures::executor::block_on(async {
+            tokio::select! {
+                sent = self.job.deltas.send(delta) => sent.map_err(|_| Left),
+                () = self.stopping.cancelled() => Err(Left),
+            }
+        })
     }
 
     fn must_end(&self) -> bool {
-        self.job.deltas.is_closed() || (self.stopping)()
+        self.job.deltas.is_closed() || self.stopping.is_cancelled()
     }
 }
 

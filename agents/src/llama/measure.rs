@@ -11,10 +11,10 @@ pub(super) fn anonymous() -> Option<Bytes> {
     kilobytes(line)
 }
 
-/// Resident pages of this process's maps of a file. All maps of the file are counted: two models on one file each
-/// show them.
+/// Resident pages of this process's maps of a file, which several maps of it share: no more than the file has.
 pub(super) fn mapped(file: &Path) -> Option<Bytes> {
     let file = std::fs::canonicalize(file).ok()?;
+    let size = std::fs::metadata(&file).ok()?.len();
     let maps = std::fs::read_to_string("/proc/self/smaps").ok()?;
     let mut total = Bytes::ZERO;
     let mut inside = false;
@@ -27,7 +27,8 @@ pub(super) fn mapped(file: &Path) -> Option<Bytes> {
             inside = Path::new(path) == file;
         }
     }
-    Some(total)
+    // The last page of a map may be more than the file has left.
+    Some(total.min(Bytes(size.next_multiple_of(4096))))
 }
 
 /// Gives memory that was freed back to the system, where the C library keeps it otherwise.

@@ -45,6 +45,9 @@ pub struct GgufSettings {
     pub threads: Option<usize>,
 }
 
+/// Requests to an embedding model or classifier that may stand at its thread: each is over quickly.
+const HELPER_PARALLEL: usize = 8;
+
 /// Runs one GGUF file.
 #[derive(Debug)]
 pub struct GgufBackend {
@@ -67,6 +70,10 @@ impl Backend for GgufBackend {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::of(&[self.settings.purpose])
+    }
+
+    fn parallel(&self) -> usize {
+        if self.settings.purpose == Capability::Generate { 1 } else { HELPER_PARALLEL }
     }
 
     async fn estimate(&self, available: Bytes) -> Result<Estimate, Failure> {

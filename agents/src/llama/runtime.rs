@@ -1,9 +1,11 @@
-//! What this process has once for all models: llama.cpp itself, the lock for loads, the CPUs.
+//! What this process has once for all models: llama.cpp itself, the turns of loads, the CPUs.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use llama_cpp_2::LogOptions;
 use llama_cpp_2::llama_backend::LlamaBackend;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::Error;
 
@@ -18,12 +20,44 @@ pub(super) fn backend() -> Result<&'static LlamaBackend, Error> {
     started.as_ref().map_err(|source| Error::Runtime { source: Arc::clone(source) })
 }
 
-/// Held while a model is loaded. llama.cpp does not promise that loads may overlap, and what a load adds to this
-/// process's memory can only be measured while no other one runs.
-pub(super) fn load_lock() -> MutexGuard<'static, ()> {
-    static LOADING: Mutex<()> = Mutex::new(());
-    // A load that panicked left nothing behind that the next one would see.
-    LOADING.lock().unwrap_or_else(PoisonError::into_inner)
+/// A load's turn. LLMs load one after another, helpers too, but a helper never waits for an LLM: its own load is short.
+/// llama.cpp reads and maps files side by side; only the process's growth cannot be told apart then.
+pub(super) struct LoadTurn {
+    /// How many overlaps there had been when this load began.
+    overlaps: usize,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Loads in progress, and how often one began while another was.
+static LOADING: AtomicUsize = AtomicUsize::new(0);
+static OVERLAPS: AtomicUsize = AtomicUsize::new(0);
+
+impl LoadTurn {
+    /// Waits for the turn of an LLM or a helper.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn wait(helper: bool) -> Self {
+        static LLMS: Mutex<()> = Mutex::const_new(());
+        static HELPERS: Mutex<()> = Mutex::const_new(());
+        let turn = if helper { HELPERS.lock().await } else { LLMS.lock().await };
+        let before = OVERLAPS.load(Ordering::SeqCst);
+        if LOADING.fetch_add(1, Ordering::SeqCst) > 0 {
+            OVERLAPS.fetch_add(1, Ordering::SeqCst);
+        }
+        Self { overlaps: before, _turn: turn }
+    }
+
+    /// Whether no other load has run since this one began: what the process has grown by is this load's then.
+    pub(super) fn was_alone(&self) -> bool {
+        OVERLAPS.load(Ordering::SeqCst) == self.overlaps
+    }
+}
+
+impl Drop for LoadTurn {
+    fn drop(&mut self) {
+        LOADING.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// CPUs that this process may use: its affinity mask, or its control group's quota where that is less.

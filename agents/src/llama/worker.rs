@@ -1,6 +1,5 @@
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -10,14 +9,15 @@ use llama_cpp_2::model::LlamaModel;
 use sarai_core::backend::{LoadRequest, Model};
 use sarai_core::failure::{Failure, FailureKind};
 use sarai_core::memory::Footprint;
-use sarai_core::request::{Embeddings, GenerateRequest, LabelScore, TokenStream};
+use sarai_core::request::{Capability, Delta, Embeddings, GenerateRequest, LabelScore, TokenStream};
 use sarai_core::units::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use super::generate::Job;
 use super::header::Header;
-use super::{GgufSettings, check, embed, generate, load, measure, runtime};
+use super::runtime::LoadTurn;
+use super::{GgufSettings, check, embed, generate, load, measure};
 use crate::Error;
 
 /// Requests that may wait for the thread; the pool's leases keep them below this.
@@ -40,7 +40,7 @@ pub(super) struct Worker {
     /// What the load added to this process's own memory, where that could be measured.
     anonymous: Option<Bytes>,
     commands: mpsc::Sender<Command>,
-    stopping: Arc<AtomicBool>,
+    stopping: CancellationToken,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -50,7 +50,7 @@ struct Ready {
     anonymous: Option<Bytes>,
 }
 
-/// Starts the thread and waits until its model is ready.
+/// Starts the thread and waits until its model is ready. After an error nothing of it is left.
 ///
 /// # Cancel safety
 /// Dropping the future lets the load end and its result go; the request's token stops it at once.
@@ -59,23 +59,33 @@ pub(super) async fn start(
     header: Header,
     request: LoadRequest,
 ) -> Result<Worker, Failure> {
+    let path = settings.path.clone();
+    let turn = tokio::select! {
+        turn = LoadTurn::wait(settings.purpose != Capability::Generate) => turn,
+        () = request.cancel.cancelled() => return Err(Error::LoadCancelled { path }.into()),
+    };
     let (commands, commanded) = mpsc::channel(WAITING);
     let (ready, loaded) = oneshot::channel();
-    let stopping = Arc::new(AtomicBool::new(false));
-    let path = settings.path.clone();
+    let stopping = CancellationToken::new();
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let thread = {
-        let (stopping, span) = (Arc::clone(&stopping), tracing::Span::current());
+        let (stopping, span) = (stopping.clone(), tracing::Span::current());
         let body = move || {
             let _entered = span.entered();
-            run(&settings, &header, &request, ready, commanded, &stopping);
+            run(&settings, &header, &request, turn, ready, commanded, &stopping);
         };
         std::thread::Builder::new().name(format!("llama-{stem}")).spawn(body)
     };
     let thread = thread.map_err(|error| Failure::new(FailureKind::Engine, error))?;
-    let gone = || Failure::from(Error::EngineGone { path: path.clone() });
-    let Ready { n_ctx, anonymous } = loaded.await.map_err(|_| gone())??;
-    Ok(Worker { path, n_ctx, anonymous, commands, stopping, thread: Mutex::new(Some(thread)) })
+    match loaded.await.unwrap_or_else(|_| Err(Error::EngineGone { path: path.clone() })) {
+        Ok(Ready { n_ctx, anonymous }) => {
+            Ok(Worker { path, n_ctx, anonymous, commands, stopping, thread: Mutex::new(Some(thread)) })
+        }
+        Err(error) => {
+            join(thread, &path).await;
+            Err(error.into())
+        }
+    }
 }
 
 /// The thread: loads, works off commands until it is told to stop or nobody can tell it any more, and gives everything
@@ -84,11 +94,11 @@ fn run(
     settings: &GgufSettings,
     header: &Header,
     request: &LoadRequest,
+    turn: LoadTurn,
     ready: oneshot::Sender<Result<Ready, Error>>,
     mut commands: mpsc::Receiver<Command>,
-    stopping: &AtomicBool,
+    stopping: &CancellationToken,
 ) {
-    let loading = runtime::load_lock();
     let before = measure::anonymous();
     let model = match load::model(settings, request) {
         Ok(model) => model,
@@ -100,17 +110,29 @@ fn run(
         Err(error) => return drop(ready.send(Err(error))),
     };
     let grown = |(before, after): (Bytes, Bytes)| after.saturating_sub(before);
-    let anonymous = before.zip(measure::anonymous()).map(grown);
-    drop(loading);
+    let anonymous = before.zip(measure::anonymous()).map(grown).filter(|_| turn.was_alone());
+    drop(turn);
     if ready.send(Ok(Ready { n_ctx: context.n_ctx(), anonymous })).is_err() {
         return;
     }
     let labels = check::labels(header);
     while let Some(command) = commands.blocking_recv() {
-        if stopping.load(Ordering::Relaxed) {
+        if stopping.is_cancelled() {
             return;
         }
-        work(&model, &mut context, command, &labels, &|| stopping.load(Ordering::Relaxed));
+        work(&model, &mut context, command, &labels, stopping);
+    }
+}
+
+/// Waits until a thread that is told to end has ended, and gives back what the C library kept of its memory.
+async fn join(thread: JoinHandle<()>, path: &Path) {
+    let joined = tokio::task::spawn_blocking(move || {
+        let ended = thread.join();
+        measure::trim();
+        ended
+    });
+    if !matches!(joined.await, Ok(Ok(()))) {
+        tracing::error!(path = %path.display(), "the engine's thread panicked");
     }
 }
 
@@ -119,12 +141,12 @@ fn work(
     context: &mut LlamaContext<'_>,
     command: Command,
     labels: &[String],
-    stopping: &dyn Fn() -> bool,
+    stopping: &CancellationToken,
 ) {
     match command {
         Command::Generate(job) => generate::run(model, context, &job, stopping),
         Command::Embed { texts, reply } => {
-            let done = embed::embed(model, context, &texts, &|| reply.is_closed() || stopping());
+            let done = embed::embed(model, context, &texts, &|| reply.is_closed() || stopping.is_cancelled());
             // `None`: nobody waits for it.
             if let Some(result) = done.transpose() {
                 drop(reply.send(result));
@@ -172,7 +194,17 @@ impl Model for Worker {
     async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, Failure> {
         let (deltas, stream) = mpsc::channel(UNREAD);
         self.send(Command::Generate(Job { request, deltas })).await?;
-        Ok(Box::pin(ReceiverStream::new(stream)))
+        let gone = self.gone();
+        // Up to the end or an error. A stream without either is one whose thread has ended.
+        let deltas = futures::stream::unfold(Some((stream, gone)), |open| async {
+            let (mut stream, gone) = open?;
+            match stream.recv().await {
+                Some(Ok(Delta::Text(text))) => Some((Ok(Delta::Text(text)), Some((stream, gone)))),
+                Some(end) => Some((end, None)),
+                None => Some((Err(gone), None)),
+            }
+        });
+        Ok(Box::pin(deltas))
     }
 
     async fn embed(&self, texts: Vec<String>) -> Result<Embeddings, Failure> {
@@ -184,25 +216,19 @@ impl Model for Worker {
     }
 
     async fn unload(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        // Wakes the thread if it waits; if it works, it sees the flag. An error means that it has ended already.
+        self.stopping.cancel();
+        // Wakes the thread if it waits; if it works, it sees the token. An error means that it has ended already.
         let _ended = self.commands.send(Command::Stop).await;
-        let Some(thread) = self.take_thread() else { return };
-        let joined = tokio::task::spawn_blocking(move || {
-            let ended = thread.join();
-            measure::trim();
-            ended
-        });
-        if !matches!(joined.await, Ok(Ok(()))) {
-            tracing::error!(path = %self.path.display(), "the engine's thread panicked");
+        if let Some(thread) = self.take_thread() {
+            join(thread, &self.path).await;
         }
     }
 }
 
-/// Without an unload the thread ends by itself: after the step it is in, when it sees the flag or that nobody can send.
+/// Without an unload the thread ends by itself: after the step it is in, when it sees the token or that nobody can send.
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.stopping.cancel();
     }
 }
 

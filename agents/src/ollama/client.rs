@@ -69,6 +69,12 @@ impl Client {
         &self.host
     }
 
+    /// Requests that may run on the host at once.
+    #[must_use]
+    pub fn parallel(&self) -> usize {
+        self.config.parallel
+    }
+
     /// The host's version. Says that it lives, not that it can load a model.
     ///
     /// # Errors
@@ -204,8 +210,7 @@ impl Client {
             let what = format!("{} vectors for {} texts", answer.embeddings.len(), texts.len());
             return Err(self.not_ollama(what));
         }
-        let vectors = answer.embeddings.into_iter().map(normalised).collect();
-        Ok(Embeddings { vectors, prompt_tokens: answer.prompt_eval_count })
+        Ok(Embeddings::normalised(answer.embeddings, answer.prompt_eval_count))
     }
 
     fn deadlines(&self) -> Deadlines {
@@ -301,12 +306,4 @@ fn with_tag(model: &str) -> String {
 
 fn first_line(text: &str) -> String {
     text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect()
-}
-
-fn normalised(mut vector: Vec<f32>) -> Vec<f32> {
-    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-    if length > 0.0 {
-        vector.iter_mut().for_each(|x| *x /= length);
-    }
-    vector
 }

@@ -42,6 +42,10 @@ impl Backend for OllamaBackend {
         Capabilities::of(&[self.purpose])
     }
 
+    fn parallel(&self) -> usize {
+        self.client.parallel()
+    }
+
     async fn estimate(&self, _available: Bytes) -> Result<Estimate, Failure> {
         Ok(Estimate::default())
     }

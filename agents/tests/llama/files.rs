@@ -8,7 +8,7 @@ use sarai_core::request::Capability;
 use sarai_support::gguf::{Damage, Kind, Model};
 use tokio_util::sync::CancellationToken;
 
-use super::{file, load, settings};
+use super::{chat, file, load, say, seeded, settings};
 
 async fn failure_of(bytes: Option<&[u8]>) -> (FailureKind, String) {
     let folder = tempfile::tempdir().unwrap();
@@ -104,5 +104,55 @@ async fn a_load_is_stopped_at_its_start_and_on_its_way() {
         let estimate = backend.estimate(sarai_core::units::Bytes(1)).await.unwrap();
         let failure = backend.load(LoadRequest { estimate, cancel, progress: stop }).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Cancelled);
+    }
+}
+
+#[tokio::test]
+async fn a_load_that_waits_for_its_turn_hears_that_it_is_cancelled() {
+    let file = file(&Model::new(Kind::Llama));
+    let backend = GgufBackend::new(settings(&file.path, Capability::Generate));
+    let estimate = backend.estimate(sarai_core::units::Bytes(1)).await.unwrap();
+    let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
+    let (go_on, may_go_on) = std::sync::mpsc::sync_channel::<()>(1);
+    let may_go_on = Mutex::new(may_go_on);
+    // Stands still in its own progress report, so that its turn lasts.
+    let slow = LoadRequest {
+        estimate: estimate.clone(),
+        cancel: CancellationToken::new(),
+        progress: Arc::new(move |fraction| {
+            // Reported more than once: the first time counts, then both channels are closed.
+            if fraction == 0.0 && begun.send(()).is_ok() {
+                may_go_on.lock().unwrap().recv().unwrap();
+            }
+        }),
+    };
+    let loading = tokio::spawn({
+        let backend = GgufBackend::new(settings(&file.path, Capability::Generate));
+        async move { backend.load(slow).await }
+    });
+    tokio::task::spawn_blocking(move || has_begun.recv().unwrap()).await.unwrap();
+    let cancel = CancellationToken::new();
+    let request = LoadRequest { estimate, cancel: cancel.clone(), progress: Arc::new(|_| {}) };
+    let waiting = tokio::spawn(async move { backend.load(request).await });
+    cancel.cancel();
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind, FailureKind::Cancelled);
+    go_on.send(()).unwrap();
+    loading.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn helpers_and_llms_load_side_by_side() {
+    let llm = file(&Model::new(Kind::Llama));
+    let helper = file(&Model::new(Kind::GemmaEmbedding));
+    for _ in 0..20 {
+        let (llm, helper) = tokio::join!(
+            load(settings(&llm.path, Capability::Generate)),
+            load(settings(&helper.path, Capability::Embed)),
+        );
+        let (llm, helper) = (llm.unwrap(), helper.unwrap());
+        let (text, vectors) = tokio::join!(say(&llm, chat(seeded(1))), helper.embed(vec!["a".to_owned()]));
+        assert!(!text.unwrap().0.is_empty());
+        assert_eq!(vectors.unwrap().vectors.len(), 1);
+        tokio::join!(llm.unload(), helper.unload());
     }
 }

@@ -8,7 +8,7 @@ use sarai_core::request::Capability;
 use sarai_core::units::Bytes;
 use sarai_support::gguf::{Kind, Model};
 
-use super::{chat, file, load, say, seeded, settings};
+use super::{chat, file, load, read, say, seeded, settings};
 
 /// A model large enough for its weights to be seen among a test process's own comings and goings.
 fn large() -> Model {
@@ -28,7 +28,7 @@ async fn a_mapped_model_is_measured_within_its_estimate_and_gone_after_its_unloa
     model.unload().await;
     assert_eq!(model.memory().unwrap().file_backed, Bytes::ZERO);
     let failure = say(&model, chat(seeded(1))).await.unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Engine);
+    assert_eq!(failure.kind, FailureKind::EngineGone);
     model.unload().await;
 }
 
@@ -49,5 +49,34 @@ async fn a_model_in_use_is_unloaded_without_waiting_for_its_answer() {
     let model = load(settings(&file.path, Capability::Generate)).await.unwrap();
     let running = model.generate(chat(Default::default())).await.unwrap();
     model.unload().await;
-    drop(running);
+    assert_eq!(read(running).await.unwrap_err().kind, FailureKind::EngineGone);
+}
+
+#[tokio::test]
+async fn a_reader_who_stands_still_does_not_hold_up_an_unload() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stalled.gguf");
+    Model::new(Kind::Llama).endless(true).write_to(&path).unwrap();
+    let model = load(settings(&path, Capability::Generate)).await.unwrap();
+    let stands_still = model.generate(chat(Default::default())).await.unwrap();
+    // The engine has filled all places between itself and the reader when its thread does not wake up any more.
+    let mut asleep = 0;
+    while asleep < 1000 {
+        asleep = if is_asleep("llama-stalled") { asleep + 1 } else { 0 };
+        tokio::task::yield_now().await;
+    }
+    model.unload().await;
+    assert!(!is_asleep("llama-stalled"), "the thread is gone");
+    drop(stands_still);
+}
+
+/// Whether this process has a thread of that name, and it waits for something.
+fn is_asleep(name: &str) -> bool {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    threads.flatten().any(|thread| {
+        // A thread that ends meanwhile leaves nothing to read.
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let after_name = stat.split_once(&format!("({name})")).map(|(_, rest)| rest.trim_start().to_owned());
+        after_name.is_some_and(|rest| rest.starts_with('S'))
+    })
 }

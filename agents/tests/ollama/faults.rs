@@ -61,7 +61,9 @@ async fn each_status_is_what_it_means() {
         (502, body("upstream"), FailureKind::HostError),
         (503, body("server busy"), FailureKind::Busy),
         (429, String::new(), FailureKind::Busy),
-        (403, String::new(), FailureKind::Refused),
+        (401, body("unauthorized"), FailureKind::Denied),
+        (403, String::new(), FailureKind::Denied),
+        (408, String::new(), FailureKind::Timeout),
         (400, body("invalid options"), FailureKind::Refused),
     ] {
         let (text, got, message) = ends(Behaviour::Status(status, body.clone())).await;

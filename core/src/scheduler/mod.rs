@@ -69,6 +69,19 @@ pub struct Limits {
     pub drain_after: Duration,
 }
 
+/// 6 GB (the preset `medium`), 3 LLMs, 256 waiting requests.
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            budget: Bytes(6_000_000_000),
+            max_concurrent_llms: 3,
+            max_waiting: 256,
+            aging: Duration::from_secs(30),
+            drain_after: Duration::from_secs(10),
+        }
+    }
+}
+
 /// What a request asks for, and how urgently. Requests of equal urgency are served in the order of their arrival.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
