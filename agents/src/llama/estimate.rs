@@ -51,7 +51,7 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
     Estimate {
         weights: weights(header, settings.weights),
         kv: if is_encoder(header) { Bytes::ZERO } else { shape.kv_bytes(header, u128::from(n_ctx)) },
-        compute: shape.compute_bytes(step, u128::from(n_ctx)),
+        compute: shape.compute_bytes(step, u128::from(n_ctx), !is_encoder(header)),
         projector: Bytes::ZERO,
         overhead: Bytes(overhead(header)),
         n_ctx: Some(n_ctx),
@@ -146,11 +146,11 @@ impl Shape {
 
     /// The largest intermediate results that can be alive together in a step: states and the feed-forward's halves,
     /// the attention's scores, the logits. F32.
-    fn compute_bytes(&self, step: u128, n_ctx: u128) -> Bytes {
+    fn compute_bytes(&self, step: u128, n_ctx: u128, has_logits: bool) -> Bytes {
         let states = step * (8 * self.width + 3 * self.feed_forward) * 4;
         let scores = 2 * step * n_ctx * self.heads * 4;
-        // The graph is planned for logits of every token of a step.
-        let logits = step * self.vocabulary * 4;
+        // The graph is planned for logits of every token of a step. Encoders have none.
+        let logits = if has_logits { step * self.vocabulary * 4 } else { 0 };
         bytes(states + scores + logits)
     }
 }

@@ -150,7 +150,7 @@ pub(super) struct RawMemory {
     pub(super) max_concurrent_llms: Field<usize>,
     /// Where models run. Default: hybrid_http_gguf.
     pub(super) strategy: Field<Strategy>,
-    /// How often memory is looked at without a cause. Default: 30s. Noted; this version looks before each load.
+    /// How often memory is looked at without a cause. Default: 30s. Noted; nothing acts on it yet.
     pub(super) monitor_interval: Field<Span>,
 }
 
@@ -176,7 +176,8 @@ pub(super) struct RawQueue {
     /// Requests that may wait at once, over all models. Default: 256.
     #[schemars(range(min = 1))]
     pub(super) max_waiting: Field<usize>,
-    /// How long a request waits for its model unless it says otherwise. Default: 5m.
+    /// How long a request waits for its model unless it says otherwise, loading included. Each place where the model
+    /// can run gets an equal share of what is left. Default: 5m.
     pub(super) wait_timeout: Field<Span>,
 }
 
