@@ -5,6 +5,9 @@ use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, State, context};
 use sarai_core::request::Message;
 
+/// Steps that a template may take. A real one takes some tens for each message; one that never ends stops here.
+const FUEL: u64 = 50_000_000;
+
 /// For models without a template of their own: each message under its role, in the markers most models know.
 const CHATML: &str = "{% for message in messages %}\
     {{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}\
@@ -27,6 +30,7 @@ pub(super) fn render(
     let messages: Vec<Value> = messages.iter().map(message).collect();
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python_method);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -175,6 +179,13 @@ mod tests {
     fn a_template_may_refuse_the_messages_in_its_own_words() {
         let error = say("{{ raise_exception('roles must alternate') }}").unwrap_err();
         assert!(error.to_string().contains("roles must alternate"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_stopped() {
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}\
+            {% endfor %}{% endfor %}{% endfor %}";
+        assert_eq!(say(endless).unwrap_err().kind(), ErrorKind::OutOfFuel);
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::error::Stage;
 const LONGEST_ERROR: usize = 64 << 10;
 /// The most of an answer that is no stream.
 const LONGEST_ANSWER: usize = 256 << 20;
+/// How long an error's body is waited for.
+const EXPLANATION: Duration = Duration::from_secs(1);
 /// How long small questions (ps, version) may take.
 const QUICK: Duration = Duration::from_secs(5);
 /// How long an unload may take until the host confirms it. Ollama itself waits up to 5 s for memory to come back.
@@ -275,8 +277,9 @@ impl Client {
 
     async fn status_error(&self, response: Response, deadlines: &Deadlines) -> Error {
         let status = response.status().as_u16();
-        // The status is what counts, also where its explanation is lost on the way.
-        let body = stream::collect(&self.host, response, deadlines, LONGEST_ERROR).await.unwrap_or_default();
+        // The status is what counts, also where its explanation is late or lost on the way.
+        let soon = Deadlines { total: deadlines.total.min(Instant::now() + EXPLANATION), ..*deadlines };
+        let body = stream::collect(&self.host, response, &soon, LONGEST_ERROR).await.unwrap_or_default();
         let message = match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(body) => body.error,
             Err(_) => first_line(&String::from_utf8_lossy(&body)),

@@ -109,6 +109,7 @@ pub(super) fn tokens(
         pieces: Pieces::new(host, response, deadlines),
         splitter: Splitter::default(),
         lines: VecDeque::new(),
+        done: None,
         ended: false,
         _running: running,
     };
@@ -123,6 +124,8 @@ struct AnswerLines {
     pieces: Pieces,
     splitter: Splitter,
     lines: VecDeque<Vec<u8>>,
+    /// The end, once it has come and while its text goes before it.
+    done: Option<Completion>,
     ended: bool,
     _running: OwnedSemaphorePermit,
 }
@@ -148,8 +151,11 @@ impl AnswerLines {
         None
     }
 
-    /// Takes a line if there is one, otherwise reads on.
+    /// Gives the end if it has come, takes a line if there is one, otherwise reads on.
     async fn step(&mut self) -> Result<Option<Delta>, Error> {
+        if let Some(completion) = self.done.take() {
+            return Ok(Some(Delta::Done(completion)));
+        }
         if let Some(line) = self.lines.pop_front() {
             return self.delta(&line);
         }
@@ -169,7 +175,7 @@ impl AnswerLines {
         }
     }
 
-    fn delta(&self, line: &[u8]) -> Result<Option<Delta>, Error> {
+    fn delta(&mut self, line: &[u8]) -> Result<Option<Delta>, Error> {
         let Ok(line) = serde_json::from_slice::<Line>(line) else {
             let shown: String = String::from_utf8_lossy(line).trim().chars().take(200).collect();
             return Err(self.not_ollama(shown));
@@ -178,10 +184,11 @@ impl AnswerLines {
             return Err(Error::HostReported { host: self.host.clone(), message });
         }
         if line.done {
-            return Ok(Some(Delta::Done(completion(&line))));
+            self.done = Some(completion(&line));
         }
+        // The last line may bring the last text with it.
         let text = line.message.map(|message| message.content).or(line.response).unwrap_or_default();
-        Ok((!text.is_empty()).then_some(Delta::Text(text)))
+        Ok(if text.is_empty() { self.done.take().map(Delta::Done) } else { Some(Delta::Text(text)) })
     }
 
     fn not_ollama(&self, what: String) -> Error {

@@ -74,6 +74,23 @@ async fn each_status_is_what_it_means() {
 }
 
 #[tokio::test]
+async fn a_status_counts_even_if_its_explanation_never_comes() {
+    let started = Instant::now();
+    let (_, kind, message) = ends(Behaviour::StatusWithoutBody(500)).await;
+    assert_eq!(kind, FailureKind::HostError, "{message}");
+    assert!(started.elapsed() < LONG / 2);
+}
+
+#[tokio::test]
+async fn a_last_word_in_the_line_that_ends_the_answer_is_not_lost() {
+    let host = Host::start().await.unwrap();
+    host.behave(Behaviour::LastWordWithEnd);
+    let (text, end) = ask(&client(&host), &hello()).await;
+    assert_eq!(text, "hola desde el host ñ😀");
+    end.unwrap();
+}
+
+#[tokio::test]
 async fn a_page_instead_of_an_answer_is_no_answer() {
     let (_, kind, message) = ends(Behaviour::Html).await;
     assert_eq!(kind, FailureKind::Protocol);

@@ -15,6 +15,10 @@ use super::sources::Source;
 use super::values::Span;
 use crate::units::{Bytes, HostName};
 
+/// A host that is not there does not come back within more tries than these; they follow each other at once.
+const MOST_RETRIES: u32 = 10;
+const MOST_PARALLEL: usize = 1000;
+
 /// The host of models that name none.
 pub(super) const IMPLICIT: &str = "ollama";
 
@@ -58,7 +62,7 @@ impl Common {
         };
         Self {
             timeout: check.variable("OLLAMA_TIMEOUT", seconds_or_span, "a time, such as 30 or 30s"),
-            retries: check.variable("OLLAMA_RETRIES", |text| text.parse().ok(), "a whole number from 0 up"),
+            retries: check.variable("OLLAMA_RETRIES", retries, "a whole number from 0 to 10"),
         }
     }
 }
@@ -81,13 +85,15 @@ fn host(
     check.require(&at_ram, max_ram_gb.is_none_or(is_size), "must be a size in GB above 0");
     let at_parallel = at.key("parallel");
     let parallel = check.setting(&at_parallel, raw.parallel, 1);
-    check.require(&at_parallel, parallel > 0, "must be 1 or more");
+    check.require(&at_parallel, (1..=MOST_PARALLEL).contains(&parallel), "must be from 1 to 1000");
 
     let (first_token_timeout, total_timeout) =
         timeouts(raw.first_token_timeout, raw.total_timeout, common.timeout.as_ref(), at, check);
     let connect_timeout = positive(raw.connect_timeout, &at.key("connect_timeout"), Span::seconds(1), check);
     let stall_timeout = positive(raw.stall_timeout, &at.key("stall_timeout"), Span::seconds(30), check);
-    let retries = check.layered(&at.key("retries"), raw.retries, common.retries.clone(), 1);
+    let at_retries = at.key("retries");
+    check.require(&at_retries, raw.retries.given().is_none_or(|n| *n <= MOST_RETRIES), "must be 10 or less");
+    let retries = check.layered(&at_retries, raw.retries, common.retries.clone(), 1);
     let Span(keep_alive) = check.setting(&at.key("keep_alive"), raw.keep_alive, Span::seconds(300));
     // Only now: a host without an address has its other keys checked too.
     Some(HostConfig {
@@ -199,6 +205,10 @@ fn is_host(host: &str) -> bool {
         return address.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
     }
     !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+}
+
+fn retries(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|retries| *retries <= MOST_RETRIES)
 }
 
 #[cfg(test)]

@@ -12,6 +12,9 @@ use super::sources::{Overrides, Source};
 use super::values::Span;
 use crate::units::Bytes;
 
+/// Each takes a place in the pool's channels.
+const MOST_WAITING: usize = 1_000_000;
+
 pub(super) fn memory(
     raw: Field<RawMemory>,
     at: &At<'_>,
@@ -49,7 +52,7 @@ pub(super) fn queue(raw: Field<RawQueue>, at: &At<'_>, check: &mut Check<'_>) ->
     let raw = check.read(at, raw).unwrap_or_default();
     let at_waiting = at.key("max_waiting");
     let max_waiting = check.setting(&at_waiting, raw.max_waiting, 256);
-    check.require(&at_waiting, max_waiting > 0, "must be 1 or more");
+    check.require(&at_waiting, (1..=MOST_WAITING).contains(&max_waiting), "must be from 1 to 1000000");
     let wait_timeout = positive(raw.wait_timeout, &at.key("wait_timeout"), Span::seconds(300), check);
     QueueConfig { max_waiting, wait_timeout }
 }

@@ -49,10 +49,11 @@ pub(super) struct RawHost {
     pub(super) stall_timeout: Field<Span>,
     /// How long a whole answer may take. Default: 10m.
     pub(super) total_timeout: Field<Span>,
-    /// How often a request is tried again after a failure to connect. Default: 1.
+    /// How often a request is tried again, at once, after a failure to connect; 10 at most. Default: 1.
+    #[schemars(range(max = 10))]
     pub(super) retries: Field<u32>,
     /// Requests that may run on it at once. Default: 1.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1000))]
     pub(super) parallel: Field<usize>,
     /// How long the host is asked to keep a model after a request. Default: 5m.
     pub(super) keep_alive: Field<Span>,
@@ -174,7 +175,7 @@ pub(super) enum Preset {
 #[schemars(deny_unknown_fields)]
 pub(super) struct RawQueue {
     /// Requests that may wait at once, over all models. Default: 256.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1000000))]
     pub(super) max_waiting: Field<usize>,
     /// How long a request waits for its model unless it says otherwise, loading included. Each place where the model
     /// can run gets an equal share of what is left. Default: 5m.

@@ -67,6 +67,23 @@ pipelines:
 }
 
 #[test]
+fn numbers_that_no_machine_can_keep_are_refused() {
+    let text = "hosts: {lan: {url: 'http://lan:1', retries: 11, parallel: 100000}}\nqueue: {max_waiting: 4000000000}\n";
+    let found: Vec<_> = problems(&format!("{text}{MODELS}"))
+        .into_iter()
+        .map(|p| format!("{}: {}", p.path, p.message))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            "hosts.lan.parallel: must be from 1 to 1000",
+            "hosts.lan.retries: must be 10 or less",
+            "queue.max_waiting: must be from 1 to 1000000"
+        ]
+    );
+}
+
+#[test]
 fn one_problem_neither_hides_the_others_of_its_entry_nor_brings_more() {
     let paths = |text: &str| problems(text).into_iter().map(|p| p.path).collect::<Vec<_>>();
     let host = "hosts: {lan: {url: lan, retries: -1, keep_alive: soon, stall_timeout: 0s}}\n";

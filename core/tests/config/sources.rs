@@ -101,7 +101,7 @@ fn a_variable_that_makes_no_sense_is_a_problem_of_its_own() {
     assert_eq!(paths, names);
     assert!(found.iter().all(|p| p.line.is_none() && p.file.is_none() && !p.message.contains("hunter2")));
     let retries = found.iter().find(|p| p.path == "OLLAMA_RETRIES").unwrap();
-    assert_eq!(retries.message, "\"-1\" is not a whole number from 0 up (set in .env)");
+    assert_eq!(retries.message, "\"-1\" is not a whole number from 0 to 10 (set in .env)");
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub enum Behaviour {
     BlackHole,
     /// Answers with this status and body.
     Status(u16, String),
+    /// Answers with this status, and never sends the body it announces.
+    StatusWithoutBody(u16),
     /// Answers 200 with a page, as a proxy does.
     Html,
     /// Answers with a redirect to this address.
@@ -38,6 +40,8 @@ pub enum Behaviour {
     StallAfter(usize),
     /// Sends the answer byte by byte: lines and characters come in pieces.
     Drip,
+    /// Brings the last word in the line that ends the answer.
+    LastWordWithEnd,
     /// Sends all lines at once.
     Lump,
     /// Sends a line of so many bytes.
@@ -286,6 +290,12 @@ impl Answer<'_> {
                 send(self.stream, status, "application/json", body.as_bytes(), "").await?;
                 return Ok(true);
             }
+            Behaviour::StatusWithoutBody(status) => {
+                let head = format!("HTTP/1.1 {status} x\r\ncontent-length: 100\r\n\r\n");
+                self.stream.write_all(head.as_bytes()).await?;
+                wait_for_end(self.stream).await?;
+                return Ok(false);
+            }
             Behaviour::Html => {
                 send(self.stream, 200, "text/html", b"<html><body>Gateway</body></html>", "").await?;
                 return Ok(true);
@@ -347,6 +357,13 @@ impl Answer<'_> {
                 for byte in lines.join("\n").into_bytes().into_iter().chain([b'\n']) {
                     self.chunk(&[byte]).await?;
                 }
+            }
+            Behaviour::LastWordWithEnd => {
+                let mut last: Value = serde_json::from_str(&lines[words.len() - 1]).unwrap_or_default();
+                last["done"] = json!(true);
+                lines.truncate(words.len() - 1);
+                lines.push(last.to_string());
+                self.chunks(&lines).await?;
             }
             Behaviour::Lump => self.chunk((lines.join("\n") + "\n").as_bytes()).await?,
             Behaviour::HugeLine(length) => self.chunk(&vec![b'x'; *length]).await?,
