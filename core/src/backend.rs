@@ -113,7 +113,8 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
     /// The context length in tokens, where it is known.
     fn n_ctx(&self) -> Option<u32>;
 
-    /// What the model holds of this process's memory, measured just now; `None` where it cannot be measured.
+    /// What the model holds of this process's memory, as measured: what is resident of its file just now, and by what
+    /// the process's own memory grew with its load. `None` where that cannot be measured.
     fn memory(&self) -> Option<Footprint>;
 
     /// Continues a prompt.

@@ -72,14 +72,19 @@ pub(super) async fn demo(common: &Common, args: &DemoArgs, output: &Output) -> R
     output.line(&ps::memory_table(&usage).to_string())?;
     output.line(&ps::totals(&usage))?;
     output.object(&json!({"pipeline": report, "memory": usage}))?;
-    let shown = path.display();
+    let (shown, sarai) = (path.display(), program());
     output.note(&format!(
         "\nThese models are real GGUF files that llama.cpp runs, but their weights are made up: what they say is noise.\n\
-         Try them:  sarai run voice-text --config {shown} --text \"hola\" --json\n\
-         Real ones: put your GGUF files where config/sarai.yaml names them, then: sarai chat lfm2 \"hola\""
+         Try them:  {sarai} run voice-text --config {shown} --text \"hola\" --json\n\
+         Real ones: put your GGUF files where config/sarai.yaml names them, then: {sarai} chat lfm2 \"hola\""
     ));
     session.close().await;
     Ok(())
+}
+
+/// How the program was called, so that it can be called again.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "sarai".to_owned())
 }
 
 fn title(output: &Output, text: &str) {

@@ -51,7 +51,8 @@ pub struct ModelMemory {
     pub estimated_bytes: Option<Bytes>,
     /// What the ledger holds for it.
     pub reserved_bytes: Bytes,
-    /// What it holds, measured just now; `None` if it is not loaded or cannot be measured.
+    /// What it holds, as measured: what is resident of its file just now, and by what the process's own memory grew
+    /// with its load. `None` if it is not loaded or cannot be measured.
     pub measured_bytes: Option<Bytes>,
     /// The same, by kind.
     pub measured: Option<Footprint>,
