@@ -114,7 +114,7 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
     fn n_ctx(&self) -> Option<u32>;
 
     /// What the model holds of this process's memory, as measured: what is resident of its file just now, and by what
-    /// the process's own memory grew with its load. `None` where that cannot be measured.
+    /// the process's own memory grew with its load. `None` where nothing can be measured.
     fn memory(&self) -> Option<Footprint>;
 
     /// Continues a prompt.

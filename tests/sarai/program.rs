@@ -232,3 +232,25 @@ fn the_demo_makes_its_models_and_ends_with_the_memory_table() {
     }
     assert!(stderr.contains("noise"), "{stderr}");
 }
+
+#[test]
+fn what_models_hold_is_measured_and_lies_within_their_estimates() {
+    let (shown, code, _) = Site::new().json(&nobody(), &["demo"]);
+    assert_eq!(code, 0);
+    let memory = &shown["memory"];
+    assert!(memory["used_bytes"].as_u64() <= memory["budget_bytes"].as_u64());
+    assert_eq!((&memory["llms"], &memory["max_concurrent_llms"]), (&json!(3), &json!(3)));
+    let models = memory["models"].as_array().unwrap();
+    let local = |model: &&Value| model["served_by"].as_str().unwrap().starts_with("gguf_native:");
+    let local: Vec<&Value> = models.iter().filter(local).collect();
+    assert_eq!(local.len(), 5);
+    for model in local {
+        let bytes = |key: &str| model[key].as_u64();
+        assert!(bytes("estimated_bytes") > Some(1_000_000), "{model}");
+        // Where the system does not tell what a process holds of a file, there is only the estimate.
+        if cfg!(target_os = "linux") {
+            assert!(bytes("measured_bytes").is_some_and(|measured| measured > 500_000), "{model}");
+            assert!(bytes("measured_bytes") <= bytes("estimated_bytes"), "{model}");
+        }
+    }
+}

@@ -1,7 +1,6 @@
 //! What this process has once for all models: llama.cpp itself, the turns of loads, the CPUs.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use llama_cpp_2::LogOptions;
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -21,16 +20,11 @@ pub(super) fn backend() -> Result<&'static LlamaBackend, Error> {
 }
 
 /// A load's turn. LLMs load one after another, helpers too, but a helper never waits for an LLM: its own load is short.
-/// llama.cpp reads and maps files side by side; only the process's growth cannot be told apart then.
+/// llama.cpp reads and maps files side by side.
 pub(super) struct LoadTurn {
-    /// How many overlaps there had been when this load began.
-    overlaps: usize,
+    activity: Activity,
     _turn: MutexGuard<'static, ()>,
 }
-
-/// Loads in progress, and how often one began while another was.
-static LOADING: AtomicUsize = AtomicUsize::new(0);
-static OVERLAPS: AtomicUsize = AtomicUsize::new(0);
 
 impl LoadTurn {
     /// Waits for the turn of an LLM or a helper.
@@ -41,22 +35,46 @@ impl LoadTurn {
         static LLMS: Mutex<()> = Mutex::const_new(());
         static HELPERS: Mutex<()> = Mutex::const_new(());
         let turn = if helper { HELPERS.lock().await } else { LLMS.lock().await };
-        let before = OVERLAPS.load(Ordering::SeqCst);
-        if LOADING.fetch_add(1, Ordering::SeqCst) > 0 {
-            OVERLAPS.fetch_add(1, Ordering::SeqCst);
-        }
-        Self { overlaps: before, _turn: turn }
+        Self { activity: Activity::begin(), _turn: turn }
     }
 
-    /// Whether no other load has run since this one began: what the process has grown by is this load's then.
+    /// Whether nothing else was active since this load began: what the process has grown by is this load's then.
     pub(super) fn was_alone(&self) -> bool {
-        OVERLAPS.load(Ordering::SeqCst) == self.overlaps
+        self.activity.alone && Activity::counts().begun == self.activity.number
     }
 }
 
-impl Drop for LoadTurn {
+/// A load or a request in progress. Either makes the process grow, a request by touching buffers for the first time.
+pub(super) struct Activity {
+    /// How many had begun, this one included.
+    number: u64,
+    /// Whether no other one was in progress when it began.
+    alone: bool,
+}
+
+struct Counts {
+    begun: u64,
+    in_progress: u64,
+}
+
+impl Activity {
+    pub(super) fn begin() -> Self {
+        let mut counts = Self::counts();
+        counts.begun += 1;
+        counts.in_progress += 1;
+        Self { number: counts.begun, alone: counts.in_progress == 1 }
+    }
+
+    fn counts() -> std::sync::MutexGuard<'static, Counts> {
+        static COUNTS: std::sync::Mutex<Counts> = std::sync::Mutex::new(Counts { begun: 0, in_progress: 0 });
+        // Nothing panics while it is held.
+        COUNTS.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Activity {
     fn drop(&mut self) {
-        LOADING.fetch_sub(1, Ordering::SeqCst);
+        Self::counts().in_progress -= 1;
     }
 }
 

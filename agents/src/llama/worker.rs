@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::generate::Job;
 use super::header::Header;
 use super::runtime::LoadTurn;
-use super::{GgufSettings, check, embed, generate, load, measure};
+use super::{GgufSettings, check, embed, generate, load, measure, runtime};
 use crate::Error;
 
 /// Requests that may wait for the thread; the pool's leases keep them below this.
@@ -120,6 +120,7 @@ fn run(
         if stopping.is_cancelled() {
             return;
         }
+        let _active = runtime::Activity::begin();
         work(&model, &mut context, command, &labels, stopping);
     }
 }
@@ -188,7 +189,7 @@ impl Model for Worker {
     }
 
     fn memory(&self) -> Option<Footprint> {
-        Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous: self.anonymous? })
+        Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous: self.anonymous })
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, Failure> {

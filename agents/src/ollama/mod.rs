@@ -67,7 +67,7 @@ impl Model for OllamaBackend {
     }
 
     fn memory(&self) -> Option<Footprint> {
-        Some(Footprint::default())
+        Some(Footprint::NONE)
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, Failure> {

@@ -29,18 +29,21 @@ impl Estimate {
 }
 
 /// What a loaded model really holds of this process's memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Footprint {
     /// Resident pages of mapped model files. The kernel can take them back and read them again.
     pub file_backed: Bytes,
-    /// Memory that only this process holds.
-    pub anonymous: Bytes,
+    /// Memory that only this process holds. `None` where it could not be told apart from what others took meanwhile.
+    pub anonymous: Option<Bytes>,
 }
 
 impl Footprint {
-    /// Both together.
+    /// Nothing, as a model on a host holds here.
+    pub const NONE: Self = Self { file_backed: Bytes::ZERO, anonymous: Some(Bytes::ZERO) };
+
+    /// Both together, where both are known.
     #[must_use]
-    pub fn total(&self) -> Bytes {
-        self.file_backed + self.anonymous
+    pub fn total(&self) -> Option<Bytes> {
+        Some(self.file_backed + self.anonymous?)
     }
 }

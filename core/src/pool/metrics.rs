@@ -11,6 +11,7 @@ use super::SlotEntry;
 use crate::backend::ServedBy;
 use crate::error::Error;
 use crate::failure::FailureKind;
+use crate::memory::Footprint;
 use crate::request::Completion;
 use crate::scheduler::{Cause, Change, Limits, Phase};
 use crate::units::{Bytes, ModelName};
@@ -139,9 +140,10 @@ impl SlotMetrics {
     fn on_change(&self, change: &Change) {
         self.reserved.set(change.bytes.0 as f64);
         self.estimated.set(change.estimated.unwrap_or_default().0 as f64);
-        let measured = change.measured.unwrap_or_default();
+        let measured = change.measured.unwrap_or(Footprint::NONE);
         self.file_backed.set(measured.file_backed.0 as f64);
-        self.anonymous.set(measured.anonymous.0 as f64);
+        // Not a number: what is not known must not look like zero.
+        self.anonymous.set(measured.anonymous.map_or(f64::NAN, |bytes| bytes.0 as f64));
         match (change.from, change.to, change.cause) {
             (Phase::Loading, Phase::Ready, _) => {
                 self.load_seconds.record(change.took);

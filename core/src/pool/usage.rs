@@ -120,7 +120,7 @@ impl ModelPool {
                     pinned: slot.pinned,
                     estimated_bytes: slot.estimate.as_ref().map(Estimate::total),
                     reserved_bytes: slot.reserved,
-                    measured_bytes: measured.map(|measured| measured.total()),
+                    measured_bytes: measured.and_then(|measured| measured.total()),
                     measured,
                     n_ctx: model.as_ref().and_then(|model| model.n_ctx()),
                     active: slot.leases,

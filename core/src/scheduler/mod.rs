@@ -370,7 +370,8 @@ impl Scheduler {
             Ok(measured) => {
                 // A file-backed page that has not been touched yet is not resident but will be: the larger of the
                 // two figures is what the model may come to hold.
-                let bytes = measured.map_or(held.estimate.total(), |m| m.total().max(held.estimate.total()));
+                let estimated = held.estimate.total();
+                let bytes = measured.and_then(|m| m.total()).map_or(estimated, |total| total.max(estimated));
                 self.ledger.settle(&held.reservation, bytes);
                 let entry = &mut self.slots[slot.0];
                 entry.failures = 0;

@@ -223,7 +223,7 @@ impl Model for FakeBackend {
     }
 
     fn memory(&self) -> Option<Footprint> {
-        Some(Footprint { file_backed: Bytes::ZERO, anonymous: self.state.size })
+        Some(Footprint { file_backed: Bytes::ZERO, anonymous: Some(self.state.size) })
     }
 
     async fn generate(&self, _request: GenerateRequest) -> Result<TokenStream, Failure> {

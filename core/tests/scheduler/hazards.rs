@@ -459,7 +459,7 @@ fn a_load_that_took_more_than_estimated_makes_idle_models_leave() {
     let mut world = three_of(100, 9);
     used_once(&mut world, 0);
     world.request(1);
-    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Bytes(90) };
+    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Some(Bytes(90)) };
     world.limits.budget = Bytes(1000);
     world.loading.clear();
     world.loaded.insert(SlotId(1));
@@ -474,7 +474,7 @@ fn a_load_that_took_more_than_can_be_made_good_is_taken_back_and_its_waiters_hea
     world.request(0);
     world.settle();
     let waiting = world.request(1);
-    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Bytes(90) };
+    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Some(Bytes(90)) };
     world.limits.budget = Bytes(1000);
     world.loading.clear();
     world.loaded.insert(SlotId(1));
