@@ -225,14 +225,15 @@ impl Error {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::ReadFile { .. } => FailureKind::FileMissing,
-            Self::BadFile { .. } | Self::LoadFailed { .. } => FailureKind::BadFile,
-            Self::WrongModel { .. } => FailureKind::Unsupported,
+            // A wrong file is not the request's fault: another place may have the right one.
+            Self::BadFile { .. } | Self::LoadFailed { .. } | Self::WrongModel { .. } => FailureKind::BadFile,
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
             Self::EmptyPrompt | Self::ChatTemplate { .. } => FailureKind::BadRequest,
             Self::Connect { .. } => FailureKind::Unreachable,
             Self::Deadline { stage: Stage::Queue, .. } => FailureKind::Busy,
             Self::Deadline { .. } => FailureKind::Timeout,
+            Self::Status { status: 400, message, .. } if is_overflow(message) => FailureKind::ContextOverflow,
             Self::Status { status, .. } => match status {
                 401 | 403 => FailureKind::Denied,
                 404 => FailureKind::ModelMissing,
@@ -259,6 +260,11 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::new(error.kind(), error)
     }
+}
+
+/// Whether a host's message says that the prompt or a text does not fit the context.
+fn is_overflow(message: &str) -> bool {
+    message.contains("context") && (message.contains("exceed") || message.contains("too long"))
 }
 
 /// The deepest cause of an error, which is the system's own word for it.

@@ -1,4 +1,4 @@
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 
 use futures::StreamExt;
 use sarai::{
@@ -33,7 +33,7 @@ pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> R
     let model = session.sarai.pool().handle(&args.model)?;
     match &args.prompt {
         Some(prompt) => {
-            let prompt = or_stdin(prompt)?;
+            let prompt = or_stdin(prompt).await?;
             let request = if args.raw {
                 GenerateRequest::raw(prompt)
             } else {
@@ -123,13 +123,13 @@ pub(super) fn summary(answer: &Answer) -> String {
 }
 
 /// The argument, or what stands on stdin for `-`.
-pub(super) fn or_stdin(argument: &str) -> Result<String, Failure> {
+pub(super) async fn or_stdin(argument: &str) -> Result<String, Failure> {
     if argument != "-" {
         return Ok(argument.to_owned());
     }
-    let mut text = String::new();
-    io::stdin().lock().read_to_string(&mut text).map_err(unreadable)?;
-    Ok(text)
+    // Not on this thread, which listens for Ctrl-C.
+    let read = tokio::task::spawn_blocking(|| io::read_to_string(io::stdin().lock()));
+    read.await.map_err(io::Error::other).and_then(|text| text).map_err(unreadable)
 }
 
 fn unreadable(source: io::Error) -> Failure {

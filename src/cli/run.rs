@@ -10,7 +10,7 @@ use super::session::Session;
 pub(super) async fn run(common: &Common, args: &RunArgs, output: &Output) -> Result<(), Failure> {
     let session = Session::open_with_metrics(common, output)?;
     let missing = || Failure::Usage(format!("pipeline {} needs --text", args.pipeline));
-    let text = or_stdin(args.text.as_deref().ok_or_else(missing)?)?;
+    let text = or_stdin(args.text.as_deref().ok_or_else(missing)?).await?;
     let report = show(session.sarai.run(&args.pipeline, &Input { text }, INTERACTIVE)?, output).await?;
     output.object(&report)?;
     session.close().await;

@@ -11,6 +11,9 @@ use crate::Error;
 /// Layers that llama.cpp has room for (`LLAMA_MAX_LAYERS`).
 const MOST_LAYERS: u64 = 512;
 
+/// The highest `pooling_type` (`LLAMA_POOLING_TYPE_RANK`).
+const POOLING_RANK: u64 = 4;
+
 /// Whether llama.cpp may see the file.
 pub(super) fn check(header: &Header) -> Result<(), Error> {
     let architecture = header.architecture();
@@ -26,6 +29,9 @@ pub(super) fn check(header: &Header) -> Result<(), Error> {
         }
     }
     check_numbers(header)?;
+    if header.int("{arch}.pooling_type").is_some_and(|pooling| pooling > POOLING_RANK) {
+        return Err(header.bad(format!("has an unknown {architecture}.pooling_type")));
+    }
     check_blocks(header)?;
     check_vocabulary(header)?;
     if header
@@ -53,6 +59,9 @@ pub(super) fn suits(header: &Header, purpose: Capability) -> Result<(), Error> {
     match purpose {
         Capability::Generate if is_encoder(header) => {
             unsuitable("it is an encoder; give it role: embedding or router")
+        }
+        Capability::Embed if header.int("{arch}.pooling_type") == Some(POOLING_RANK) => {
+            unsuitable("it is made to score, not to embed (pooling_type 4); give it role: router")
         }
         Capability::Classify if labels(header).is_empty() => {
             unsuitable("its header names no labels (classifier.output_labels)")
@@ -124,6 +133,10 @@ fn check_blocks(header: &Header) -> Result<(), Error> {
 }
 
 fn check_vocabulary(header: &Header) -> Result<(), Error> {
+    let kind = header.text("tokenizer.ggml.model");
+    if matches!(kind, Some("none" | "no_vocab")) {
+        return Err(header.bad("has no vocabulary (tokenizer.ggml.model)"));
+    }
     let Some(tokens) = header.array("tokenizer.ggml.tokens") else {
         return Err(header.bad("has no vocabulary (tokenizer.ggml.tokens)"));
     };
@@ -140,6 +153,15 @@ fn check_vocabulary(header: &Header) -> Result<(), Error> {
         let key = format!("tokenizer.ggml.{key}_token_id");
         if header.int(&key).is_some_and(|id| id >= tokens.len() as u64 && id != u64::from(u32::MAX)) {
             return Err(header.bad(format!("has a {key} outside its vocabulary of {} tokens", tokens.len())));
+        }
+    }
+    if kind == Some("bert") {
+        // Every text is put between these two; the numbers are llama.cpp's where the file has none.
+        for (key, default) in [("bos", 101), ("seperator", 102)] {
+            let key = format!("tokenizer.ggml.{key}_token_id");
+            if header.int(&key).unwrap_or(default) >= tokens.len() as u64 {
+                return Err(header.bad(format!("has no usable {key}")));
+            }
         }
     }
     Ok(())
@@ -228,6 +250,25 @@ mod tests {
         assert!(suits(&classifier, Capability::Classify).is_ok());
         assert_eq!(labels(&classifier), ["hard", "soft"]);
         assert!(is_encoder(&classifier) && is_encoder(&header(Kind::GemmaEmbedding)));
+    }
+
+    #[test]
+    fn keys_that_llama_cpp_would_stumble_over_are_refused() {
+        let refusal = |kind: Kind, key: &str, value: Value| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("model.gguf");
+            Model::new(kind).write_to(&path).unwrap();
+            let mut header = Header::read(&path).unwrap();
+            header.values.insert(key.to_owned(), value);
+            check(&header).unwrap_err().to_string()
+        };
+        let text = |text: &str| Value::Text(text.to_owned());
+        assert!(refusal(Kind::Llama, "tokenizer.ggml.model", text("none")).contains("no vocabulary"));
+        let unknown = refusal(Kind::BertEmbedding, "bert.pooling_type", Value::Int(9));
+        assert!(unknown.contains("unknown bert.pooling_type"), "{unknown}");
+        let key = "tokenizer.ggml.seperator_token_id";
+        let outside = refusal(Kind::BertEmbedding, key, Value::Int(1 << 20));
+        assert!(outside.contains(key), "{outside}");
     }
 
     #[test]

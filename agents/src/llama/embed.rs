@@ -53,7 +53,8 @@ fn pooled(
     index: usize,
 ) -> Result<(Vec<f32>, usize), Error> {
     let tokens = model.vocab().tokenize(text.as_bytes(), true, false);
-    let n_ctx = context.n_ctx();
+    // llama.cpp makes the context a little longer than asked; its batch, which has to take the whole text, is not.
+    let n_ctx = context.n_ctx().min(context.n_batch());
     if tokens.is_empty() {
         return Err(Error::EmptyPrompt);
     }

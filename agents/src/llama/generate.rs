@@ -11,6 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use super::estimate::PROMPT_CHUNK;
+use super::runtime::active;
 use super::text::{Characters, Stops};
 use super::{sampling, template};
 use crate::Error;
@@ -37,7 +38,7 @@ pub(super) fn run(
         return;
     }
     let mut generation = Generation { model, context, job, stopping };
-    let end = match generation.run() {
+    let end = match active(|| generation.run()) {
         Ok(Ok(completion)) => Ok(Delta::Done(completion)),
         Ok(Err(Left)) => return,
         Err(error) => Err(error.into()),
@@ -56,6 +57,10 @@ struct Generation<'a, 'm> {
 impl Generation<'_, '_> {
     fn run(&mut self) -> Result<Result<Completion, Left>, Error> {
         let prompt = self.prompt()?;
+        // A text that the vocabulary has nothing for, such as blanks alone.
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
         let n_ctx = self.context.n_ctx();
         if prompt.len() >= n_ctx as usize {
             return Err(Error::PromptTooLong { tokens: prompt.len(), n_ctx });
@@ -69,8 +74,11 @@ impl Generation<'_, '_> {
 
     fn prompt(&self) -> Result<Vec<LlamaToken>, Error> {
         let vocab = self.model.vocab();
-        let marker =
-            |token| vocab.text(token).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
+        // A vocabulary without such a token gives -1, which llama.cpp must not be asked about.
+        let marker = |token: LlamaToken| {
+            let text = if token.0 < 0 { None } else { vocab.text(token) };
+            text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+        };
         let bos = marker(vocab.bos());
         let text = match &self.job.request.prompt {
             Prompt::Raw(text) => text.clone(),

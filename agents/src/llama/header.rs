@@ -71,6 +71,13 @@ impl Header {
         }
     }
 
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        match self.value(key)? {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     pub(crate) fn architecture(&self) -> &str {
         match self.values.get("general.architecture") {
             Some(Value::Text(architecture)) => architecture,

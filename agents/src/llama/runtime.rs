@@ -45,7 +45,7 @@ impl LoadTurn {
 }
 
 /// A load or a request in progress. Either makes the process grow, a request by touching buffers for the first time.
-pub(super) struct Activity {
+struct Activity {
     /// How many had begun, this one included.
     number: u64,
     /// Whether no other one was in progress when it began.
@@ -58,7 +58,7 @@ struct Counts {
 }
 
 impl Activity {
-    pub(super) fn begin() -> Self {
+    fn begin() -> Self {
         let mut counts = Self::counts();
         counts.begun += 1;
         counts.in_progress += 1;
@@ -70,6 +70,12 @@ impl Activity {
         // Nothing panics while it is held.
         COUNTS.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Does a request's work. It is over before anyone hears of its result, so that a load that follows is alone.
+pub(super) fn active<T>(work: impl FnOnce() -> T) -> T {
+    let _activity = Activity::begin();
+    work()
 }
 
 impl Drop for Activity {

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::generate::Job;
 use super::header::Header;
-use super::runtime::LoadTurn;
-use super::{GgufSettings, check, embed, generate, load, measure, runtime};
+use super::runtime::{LoadTurn, active};
+use super::{GgufSettings, check, embed, generate, load, measure};
 use crate::Error;
 
 /// Requests that may wait for the thread; the pool's leases keep them below this.
@@ -120,7 +120,6 @@ fn run(
         if stopping.is_cancelled() {
             return;
         }
-        let _active = runtime::Activity::begin();
         work(&model, &mut context, command, &labels, stopping);
     }
 }
@@ -147,14 +146,19 @@ fn work(
     match command {
         Command::Generate(job) => generate::run(model, context, &job, stopping),
         Command::Embed { texts, reply } => {
-            let done = embed::embed(model, context, &texts, &|| reply.is_closed() || stopping.is_cancelled());
+            let done = active(|| {
+                embed::embed(model, context, &texts, &|| reply.is_closed() || stopping.is_cancelled())
+            });
             // `None`: nobody waits for it.
             if let Some(result) = done.transpose() {
                 drop(reply.send(result));
             }
         }
         Command::Classify { reply, .. } if reply.is_closed() => {}
-        Command::Classify { text, reply } => drop(reply.send(embed::classify(model, context, &text, labels))),
+        Command::Classify { text, reply } => {
+            let done = active(|| embed::classify(model, context, &text, labels));
+            drop(reply.send(done));
+        }
         Command::Stop => {}
     }
 }

@@ -113,7 +113,7 @@ impl Client {
         let _running = self.turn(&deadlines).await?;
         let body = ResidencyRequest {
             model,
-            keep_alive: self.config.keep_alive.as_secs(),
+            keep_alive: self.keep_alive(),
             stream: false,
             options: Options::context(n_ctx),
         };
@@ -135,8 +135,11 @@ impl Client {
         self.body::<serde::de::IgnoredAny>(response, &deadlines).await?;
         let wanted = with_tag(model);
         loop {
-            if !self.ps().await?.iter().any(|loaded| with_tag(&loaded.name) == wanted) {
-                return Ok(());
+            match self.ps().await {
+                Ok(models) if models.iter().all(|loaded| with_tag(&loaded.name) != wanted) => return Ok(()),
+                // The list may stand still for as long as the host waits for the memory to come back.
+                Ok(_) | Err(Error::Deadline { .. }) => {}
+                Err(error) => return Err(error),
             }
             if Instant::now() >= deadlines.total {
                 return Err(Error::Deadline { host: self.host.clone(), stage: Stage::Unload, limit: UNLOAD });
@@ -158,6 +161,12 @@ impl Client {
         n_ctx: Option<u32>,
         request: &GenerateRequest,
     ) -> Result<TokenStream, Error> {
+        // To the host, a request without a prompt is one to load the model.
+        if matches!(&request.prompt, Prompt::Chat(messages) if messages.is_empty())
+            || matches!(&request.prompt, Prompt::Raw(text) if text.is_empty())
+        {
+            return Err(Error::EmptyPrompt);
+        }
         let deadlines = self.deadlines();
         let running = self.turn(&deadlines).await?;
         let (path, messages, prompt) = match &request.prompt {
@@ -171,7 +180,9 @@ impl Client {
             raw: prompt.map(|_| true),
             stream: true,
             think: Some(false),
-            keep_alive: self.config.keep_alive.as_secs(),
+            truncate: false,
+            shift: false,
+            keep_alive: self.keep_alive(),
             options: Options::sampling(n_ctx, &request.sampling),
         };
         let response = match self.post(path, &body, &deadlines).await {
@@ -203,16 +214,21 @@ impl Client {
             model,
             input: texts,
             truncate: false,
-            keep_alive: self.config.keep_alive.as_secs(),
+            keep_alive: self.keep_alive(),
             options: Options::context(n_ctx),
         };
-        let response = self.post("api/embed", &body, &deadlines).await?;
+        let response = self.post("api/embed", &body, &deadlines).await.map_err(crashed)?;
         let answer: EmbedAnswer = self.body(response, &deadlines).await?;
         if answer.embeddings.len() != texts.len() {
             let what = format!("{} vectors for {} texts", answer.embeddings.len(), texts.len());
             return Err(self.not_ollama(what));
         }
         Ok(Embeddings::normalised(answer.embeddings, answer.prompt_eval_count))
+    }
+
+    /// In whole seconds. Rounded up: zero would mean to unload the model after the request.
+    fn keep_alive(&self) -> u64 {
+        u64::try_from(self.config.keep_alive.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
     }
 
     fn deadlines(&self) -> Deadlines {
@@ -302,11 +318,43 @@ impl Client {
     }
 }
 
-/// The name with the tag that Ollama takes where none is said.
+/// The name as the host lists it: with the tag that it takes where none is said, without the suffix that asks for a
+/// local model. A colon before the last slash is a registry's port.
 fn with_tag(model: &str) -> String {
-    if model.contains(':') { model.to_owned() } else { format!("{model}:latest") }
+    let model = model.strip_suffix(":local").unwrap_or(model);
+    let name = model.rsplit('/').next().unwrap_or(model);
+    if name.contains(':') { model.to_owned() } else { format!("{model}:latest") }
+}
+
+/// `/api/embed` answers 400 also where its runner has failed.
+fn crashed(error: Error) -> Error {
+    match error {
+        Error::Status { host, status: 400, message }
+            if ["terminated", "unexpectedly", "out of memory"].iter().any(|sign| message.contains(sign)) =>
+        {
+            Error::HostReported { host, message }
+        }
+        other => other,
+    }
 }
 
 fn first_line(text: &str) -> String {
     text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_compared_as_the_host_lists_them() {
+        for (given, listed) in [
+            ("solar", "solar:latest"),
+            ("solar:10.7b", "solar:10.7b"),
+            ("solar:10.7b:local", "solar:10.7b"),
+            ("localhost:5000/me/solar", "localhost:5000/me/solar:latest"),
+        ] {
+            assert_eq!(with_tag(given), listed);
+        }
+    }
 }

@@ -183,6 +183,9 @@ impl AnswerLines {
         if let Some(message) = line.error {
             return Err(Error::HostReported { host: self.host.clone(), message });
         }
+        if matches!(line.done_reason.as_deref(), Some("load" | "unload")) {
+            return Err(self.not_ollama("a load instead of an answer".to_owned()));
+        }
         if line.done {
             self.done = Some(completion(&line));
         }

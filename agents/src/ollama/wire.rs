@@ -17,6 +17,10 @@ pub(super) struct TextRequest<'a> {
     /// Always said: a thinking model thinks unless told not to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) think: Option<bool>,
+    /// Off: a conversation that is too long is an error, not silently cut.
+    pub(super) truncate: bool,
+    /// Off: an answer ends with the context, and does not push the prompt out of it.
+    pub(super) shift: bool,
     /// Seconds; as a number, because texts without a unit are refused.
     pub(super) keep_alive: u64,
     pub(super) options: Options<'a>,

@@ -1,3 +1,4 @@
+use sarai_core::config::Context;
 use sarai_core::failure::FailureKind;
 use sarai_core::request::Capability;
 use sarai_support::gguf::{Kind, Model};
@@ -44,6 +45,22 @@ async fn a_text_longer_than_the_context_is_refused_and_named() {
 }
 
 #[tokio::test]
+async fn a_text_longer_than_a_context_that_llama_cpp_rounds_up_is_refused_too() {
+    for kind in [Kind::BertEmbedding, Kind::GemmaEmbedding, Kind::Llama] {
+        let file = file(&Model::new(kind.clone()));
+        let mut settings = settings(&file.path, Capability::Embed);
+        settings.context = Context::Fixed(300);
+        let model = load(settings).await.unwrap();
+        // Longer than 300 tokens, and for the first ones shorter than the 512 that llama.cpp makes of it.
+        for words in [310, 350, 400, 450, 600] {
+            let failure = model.embed(texts(&["bug ".repeat(words).as_str()])).await.unwrap_err();
+            assert_eq!(failure.kind, FailureKind::ContextOverflow, "{kind:?} {words}");
+        }
+        model.embed(texts(&["bug"])).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_classifier_gives_probabilities_highest_first() {
     let labels =
         [("hard", ["theorem", "code"]), ("soft", ["hello", "thanks"]), ("multimodal", ["picture", "photo"])];
@@ -64,7 +81,7 @@ async fn a_classifier_gives_probabilities_highest_first() {
 async fn a_model_asked_for_what_it_cannot_do_says_so() {
     let file = file(&Model::new(Kind::BertEmbedding));
     let failure = load(settings(&file.path, Capability::Generate)).await.unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Unsupported);
+    assert_eq!(failure.kind, FailureKind::BadFile);
     let failure = load(settings(&file.path, Capability::Classify)).await.unwrap_err();
     assert!(failure.to_string().contains("names no labels"), "{failure}");
 }

@@ -65,6 +65,7 @@ async fn each_status_is_what_it_means() {
         (403, String::new(), FailureKind::Denied),
         (408, String::new(), FailureKind::Timeout),
         (400, body("invalid options"), FailureKind::Refused),
+        (400, body("the input length exceeds the context length"), FailureKind::ContextOverflow),
     ] {
         let (text, got, message) = ends(Behaviour::Status(status, body.clone())).await;
         assert_eq!((text.as_str(), got), ("", kind), "{status}");
@@ -88,6 +89,20 @@ async fn a_last_word_in_the_line_that_ends_the_answer_is_not_lost() {
     let (text, end) = ask(&client(&host), &hello()).await;
     assert_eq!(text, "hola desde el host ñ😀");
     end.unwrap();
+}
+
+#[tokio::test]
+async fn a_runner_that_dies_while_it_embeds_is_the_hosts_failure_although_it_says_400() {
+    let host = Host::start().await.unwrap();
+    for (message, kind) in [
+        ("llama runner process has terminated: signal: killed", FailureKind::HostError),
+        ("the input length exceeds the context length", FailureKind::ContextOverflow),
+        ("invalid input type", FailureKind::Refused),
+    ] {
+        host.behave(Behaviour::Status(400, format!("{{\"error\": \"{message}\"}}")));
+        let failed = client(&host).embed("e", None, &["text".to_owned()]).await.unwrap_err();
+        assert_eq!(failed.kind(), kind, "{message}");
+    }
 }
 
 #[tokio::test]

@@ -33,10 +33,28 @@ async fn a_chat_is_asked_for_with_every_setting_said_and_none_made_up() {
         json!({
             "model": "solar:10.7b",
             "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
-            "stream": true, "think": false, "keep_alive": 300,
+            "stream": true, "think": false, "truncate": false, "shift": false, "keep_alive": 300,
             "options": {"num_ctx": 4096, "num_predict": 9, "temperature": 0.5, "seed": 3, "stop": ["\n"]}
         })
     );
+}
+
+#[tokio::test]
+async fn a_request_without_a_prompt_is_refused_before_it_is_taken_for_a_load() {
+    let host = Host::start().await.unwrap();
+    for request in [GenerateRequest::raw(""), GenerateRequest::chat(vec![])] {
+        let failure = ask(&client(&host), &request).await.1.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::BadRequest);
+    }
+    assert!(host.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_keep_alive_below_a_second_does_not_become_an_unload() {
+    let host = Host::start().await.unwrap();
+    let short = HostConfig { keep_alive: Duration::from_millis(1), ..config(&host.url()) };
+    ask(&client_with(&short), &hello()).await.1.unwrap();
+    assert_eq!(host.requests()[0].body["keep_alive"], 1);
 }
 
 #[tokio::test]

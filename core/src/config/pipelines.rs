@@ -104,6 +104,11 @@ fn step(
     let when = check.optional(&at.key("when"), std::mem::take(&mut raw.when));
     let fallback = check.optional(&at.key("fallback"), std::mem::take(&mut raw.fallback));
     let action = action(raw, at, scope, check)?;
+    check.require(
+        &at.key("fallback"),
+        fallback.is_none() || !matches!(action, StepAction::Route { .. }),
+        "`fallback` belongs to prompt and modulate; the router's `default` stands in for a route",
+    );
     Some(StepConfig { id: id?, action, when, needs, timeout, fallback })
 }
 

@@ -244,7 +244,7 @@ pub(super) struct RawStep {
     pub(super) needs: Field<Names>,
     /// The step fails when it takes longer.
     pub(super) timeout: Field<Span>,
-    /// The text that stands in for its own when it fails.
+    /// The text that stands in for its own when it fails; not for route.
     pub(super) fallback: Field<String>,
     /// How tokens are chosen.
     pub(super) sampling: Field<RawSampling>,

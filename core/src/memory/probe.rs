@@ -60,7 +60,9 @@ impl Probe for SystemProbe {
         };
         if let Some(limits) = system.cgroup_limits() {
             memory.total = memory.total.min(Bytes(limits.total_memory));
-            memory.available = memory.available.min(Bytes(limits.free_memory));
+            // The group's own "free" counts the page cache as used, which the kernel gives up when asked.
+            let unclaimed = limits.total_memory.saturating_sub(limits.rss);
+            memory.available = memory.available.min(Bytes(unclaimed));
         }
         if let Ok(pid) = sysinfo::get_current_pid() {
             let what = ProcessRefreshKind::nothing().with_memory();

@@ -146,7 +146,11 @@ impl Driver {
                 self.handle(Event::Unload { id, slot });
             }
             Command::Pin { slot, pinned } => self.handle(Event::Pin { slot, pinned }),
-            Command::Budget { budget } => self.handle(Event::Budget { budget }),
+            Command::Budget { budget } => {
+                self.handle(Event::Budget { budget });
+                let status = self.scheduler.status(self.now());
+                self.shared.metrics.set_ledger(status.budget, status.used);
+            }
             Command::Status { reply } => drop(reply.send(self.scheduler.status(self.now()))),
             Command::Plan { slots, sizes, reply } => {
                 let size = |slot: SlotId| {

@@ -81,7 +81,7 @@ impl Metrics {
         self.slots[change.slot.0].on_change(change);
     }
 
-    fn set_ledger(&self, budget: Bytes, used: Bytes) {
+    pub(super) fn set_ledger(&self, budget: Bytes, used: Bytes) {
         self.budget.set(budget.0 as f64);
         self.used.set(used.0 as f64);
         self.headroom.set(budget.saturating_sub(used).0 as f64);

@@ -1,11 +1,13 @@
 //! Finds the model for a text: by the likeness of its embedding to examples, or by a classifier.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use crate::answer::{CallOptions, Models, Provenance};
+use crate::backend::ServedBy;
 use crate::config::{RouterConfig, RouterKind};
 use crate::error::Error;
 use crate::request::LabelScore;
@@ -15,8 +17,16 @@ use crate::units::ModelName;
 #[derive(Debug)]
 pub struct Router {
     config: RouterConfig,
-    /// The examples' vectors by label, embedded on first use. A failure is not kept.
-    examples: OnceCell<BTreeMap<String, Vec<Vec<f32>>>>,
+    /// Embedded on first use. A failure is not kept.
+    examples: Mutex<Option<Arc<Examples>>>,
+}
+
+/// The examples' vectors by label. Only vectors of one place can be compared: another model means something else by
+/// the same numbers.
+#[derive(Debug)]
+struct Examples {
+    served_by: ServedBy,
+    vectors: BTreeMap<String, Vec<Vec<f32>>>,
 }
 
 /// Where a text should go, and why.
@@ -39,7 +49,7 @@ impl Router {
     /// A router. Nothing is asked yet.
     #[must_use]
     pub fn new(config: RouterConfig) -> Self {
-        Self { config, examples: OnceCell::new() }
+        Self { config, examples: Mutex::new(None) }
     }
 
     /// Finds the model for a text.
@@ -57,11 +67,9 @@ impl Router {
     ) -> Result<Routing, Error> {
         let (mut scores, provenance) = match &self.config.kind {
             RouterKind::Similarity { model, labels } => {
-                let examples =
-                    self.examples.get_or_try_init(|| embed_examples(model, labels, models, options)).await?;
-                let (embedded, provenance) = models.embed(model, vec![text.to_owned()], options).await?;
-                let vector = embedded.vectors.first().map_or(&[][..], Vec::as_slice);
-                (likeness(vector, examples), provenance)
+                let (vector, examples, provenance) =
+                    self.compare(text, model, labels, models, options).await?;
+                (likeness(&vector, &examples.vectors), provenance)
             }
             RouterKind::Classifier { model } => models.classify(model, text.to_owned(), options).await?,
         };
@@ -72,6 +80,45 @@ impl Router {
         let model = by_label.or(self.config.default.as_ref()).cloned();
         let reason = self.reason(&scores, label.as_deref(), by_label.is_some(), model.as_ref());
         Ok(Routing { label, model, scores, reason, provenance })
+    }
+
+    /// The text's vector and the examples', from the same place.
+    async fn compare(
+        &self,
+        text: &str,
+        model: &ModelName,
+        labels: &BTreeMap<String, Vec<String>>,
+        models: &dyn Models,
+        options: CallOptions,
+    ) -> Result<(Vec<f32>, Arc<Examples>, Provenance), Error> {
+        loop {
+            let known = self.examples.lock().await.clone();
+            if let Some(examples) = &known {
+                let (embedded, provenance) = models.embed(model, vec![text.to_owned()], options).await?;
+                if provenance.served_by == examples.served_by {
+                    let vector = embedded.vectors.into_iter().next().unwrap_or_default();
+                    return Ok((vector, Arc::clone(examples), provenance));
+                }
+            }
+            // Held meanwhile: whoever else needs the examples waits for these.
+            let mut kept = self.examples.lock().await;
+            if kept.as_ref().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr) {
+                continue;
+            }
+            // One request, so that one place answers it.
+            let texts = [text].into_iter().chain(labels.values().flatten().map(String::as_str));
+            let texts = texts.map(str::to_owned).collect();
+            let (embedded, provenance) = models.embed(model, texts, options).await?;
+            let mut vectors = embedded.vectors.into_iter();
+            let vector = vectors.next().unwrap_or_default();
+            let by_label = |(label, texts): (&String, &Vec<String>)| {
+                (label.clone(), vectors.by_ref().take(texts.len()).collect())
+            };
+            let vectors = labels.iter().map(by_label).collect();
+            let examples = Arc::new(Examples { served_by: provenance.served_by.clone(), vectors });
+            *kept = Some(Arc::clone(&examples));
+            return Ok((vector, examples, provenance));
+        }
     }
 
     fn reason(
@@ -96,21 +143,6 @@ impl Router {
             (None, _) => format!("{won}; no route and no default gives a model"),
         }
     }
-}
-
-async fn embed_examples(
-    model: &ModelName,
-    labels: &BTreeMap<String, Vec<String>>,
-    models: &dyn Models,
-    options: CallOptions,
-) -> Result<BTreeMap<String, Vec<Vec<f32>>>, Error> {
-    let texts: Vec<String> = labels.values().flatten().cloned().collect();
-    let (embedded, _) = models.embed(model, texts, options).await?;
-    let mut vectors = embedded.vectors.into_iter();
-    Ok(labels
-        .iter()
-        .map(|(label, texts)| (label.clone(), vectors.by_ref().take(texts.len()).collect()))
-        .collect())
 }
 
 /// A label's score is the cosine to the likeliest of its examples; what points the other way counts as zero.

@@ -19,8 +19,9 @@ struct Room {
     llms: usize,
     /// Places among the LLMs that the unloads under way will free.
     llms_coming: usize,
-    /// Whether a request that has waited long enough keeps what is left for itself.
-    kept: bool,
+    /// Whether a request that has waited long enough keeps the bytes, or the places, that are left for itself.
+    bytes_kept: bool,
+    llms_kept: bool,
 }
 
 /// What becomes of a waiting request.
@@ -66,30 +67,41 @@ impl Scheduler {
     /// 2. capability missing, or a load that failed a moment ago → error (on arrival)
     /// 3. ready and below its concurrency → grant
     /// 4. ready and busy, or on its way in or out → wait, so that loads are single-flight
-    /// 5. size unknown → find it out
+    /// 5. size unknown, or known for less room than there is → find it out
     /// 6. can never fit → error with the numbers, nothing evicted
     /// 7. fits → load
     /// 8. will fit when the unloads under way have ended → wait
     /// 9. victims suffice → evict the smallest sufficient set, then wait for their memory
-    /// 10. else wait; having waited long, keep what is free
+    /// 10. else wait; having waited long, keep what is free of what it lacks
     fn decide(&mut self, waiting: &Waiting, room: &mut Room, now: Timestamp) -> Decision {
         let slot = &self.slots[waiting.slot.0];
         let estimate = match &slot.state {
             // 3 was done for all of these before any load; 4.
-            State::Ready { .. } | State::Loading { .. } | State::Unloading { .. } | State::Estimating => {
+            State::Ready { .. } | State::Loading { .. } | State::Unloading { .. } => return Decision::Wait,
+            State::Estimating { before, .. } => {
+                // What it will need at least is not for those who are less urgent.
+                if let Some(before) = before {
+                    room.take(self.need(waiting.slot, before));
+                }
                 return Decision::Wait;
             }
             // 2, for requests that were let in before the load failed or the engine ended; 5.
             State::Absent => return slot.backoff_error(now).map_or(Decision::Estimate, Decision::Reject),
-            State::Sized { estimate } => estimate.clone(),
+            // 5 again: room has come since, which a longer context may use.
+            State::Sized { estimate, left } if self.ledger.left() > *left => {
+                room.take(self.need(waiting.slot, estimate));
+                return Decision::Estimate;
+            }
+            State::Sized { estimate, .. } => estimate.clone(),
         };
         // 6
         if let Some(error) = self.never_fits(waiting.slot, &estimate) {
             return Decision::NeverFits(error);
         }
         let resident = self.is_resident(waiting.slot);
-        let need = Need { bytes: estimate.total(), llms: self.llms_needed(waiting.slot) };
-        if room.kept && !resident {
+        let need = self.need(waiting.slot, &estimate);
+        let kept = room.bytes_kept && need.bytes > Bytes::ZERO || room.llms_kept && need.llms > 0;
+        if kept && !resident {
             return Decision::Wait;
         }
         // 7
@@ -112,7 +124,10 @@ impl Scheduler {
             return Decision::Evict(choice.victims);
         }
         // 10
-        room.kept = !resident && self.has_waited_long(waiting.slot, now);
+        if !resident && self.has_waited_long(waiting.slot, now) {
+            room.bytes_kept |= missing.bytes > Bytes::ZERO;
+            room.llms_kept |= missing.llms > 0;
+        }
         Decision::Wait
     }
 
@@ -127,8 +142,13 @@ impl Scheduler {
                 self.reject_waiters(slot, &|_| error.clone());
             }
             Decision::Estimate => {
-                self.set_state(slot, State::Estimating, Cause::Request, now);
-                self.effects.push_back(Effect::Estimate { slot, left: self.ledger.left() });
+                let left = self.ledger.left();
+                let before = match &self.slots[slot.0].state {
+                    State::Sized { estimate, .. } => Some(estimate.clone()),
+                    _ => None,
+                };
+                self.set_state(slot, State::Estimating { left, before }, Cause::Request, now);
+                self.effects.push_back(Effect::Estimate { slot, left });
             }
             Decision::Load(estimate) => self.start_load(slot, estimate, now),
             Decision::Evict(victims) => {
@@ -233,8 +253,13 @@ impl Scheduler {
             coming: self.unloading().map(|slot| self.bytes_of(slot)).sum(),
             llms: self.limits.max_concurrent_llms.saturating_sub(held.len()),
             llms_coming,
-            kept: false,
+            bytes_kept: false,
+            llms_kept: false,
         }
+    }
+
+    fn need(&self, slot: SlotId, estimate: &Estimate) -> Need {
+        Need { bytes: estimate.total(), llms: self.llms_needed(slot) }
     }
 
     /// Places among the LLMs that a load of `slot` takes: none if its model has one already. A place that is about to
@@ -287,13 +312,13 @@ impl Scheduler {
     fn draining(&self, order: &[Waiting], now: Timestamp) -> Option<Draining> {
         let (position, waiting, estimate) = order.iter().enumerate().find_map(|(position, waiting)| {
             match &self.slots[waiting.slot.0].state {
-                State::Sized { estimate } if self.has_waited_long(waiting.slot, now) => {
+                State::Sized { estimate, .. } if self.has_waited_long(waiting.slot, now) => {
                     Some((position, waiting, estimate))
                 }
                 _ => None,
             }
         })?;
-        let need = Need { bytes: estimate.total(), llms: self.llms_needed(waiting.slot) };
+        let need = self.need(waiting.slot, estimate);
         let missing = self.room().missing(need);
         if missing == Need::default() {
             return None;

@@ -117,10 +117,13 @@ impl Scheduler {
 fn copy_slot(slot: &Slot, from: &Ledger, to: &mut Ledger) -> Slot {
     let mut copy = Slot::new(slot.spec.clone());
     copy.pinned = slot.pinned;
+    copy.took = slot.took;
     let (held, leases, idle_since) = match &slot.state {
         State::Ready { held, leases, idle_since, .. } => (held, *leases, *idle_since),
         State::Loading { held, started, .. } => (held, 0, *started),
-        State::Absent | State::Estimating | State::Sized { .. } | State::Unloading { .. } => return copy,
+        State::Absent | State::Estimating { .. } | State::Sized { .. } | State::Unloading { .. } => {
+            return copy;
+        }
     };
     let Ok(reservation) = to.try_reserve(&slot.spec.model, crate::units::Bytes::ZERO) else { return copy };
     // Settled, not reserved: an overrun of the original is an overrun of the copy.

@@ -292,7 +292,10 @@ impl Scheduler {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let deadline = self.queue.earliest_deadline();
-        let ttl = self.slots.iter().filter_map(Slot::expires_at).min();
+        // A slot that someone waits for does not expire.
+        let unwanted = |slot: &SlotId| !self.queue.waits_for(*slot);
+        let slots = (0..self.slots.len()).map(SlotId).filter(unwanted);
+        let ttl = slots.filter_map(|slot| self.slots[slot.0].expires_at()).min();
         [deadline, ttl].into_iter().flatten().min()
     }
 
@@ -346,12 +349,12 @@ impl Scheduler {
     }
 
     fn on_estimated(&mut self, slot: SlotId, result: Result<Estimate, Failure>, now: Timestamp) {
-        if !matches!(self.slots[slot.0].state, State::Estimating) {
-            return;
-        }
+        let State::Estimating { left, .. } = self.slots[slot.0].state else { return };
         match result {
-            Ok(estimate) if self.queue.waits_for(slot) => {
-                self.set_state(slot, State::Sized { estimate }, Cause::Request, now);
+            Ok(mut estimate) if self.queue.waits_for(slot) => {
+                let took = self.slots[slot.0].took.unwrap_or_default();
+                estimate.overhead += took.saturating_sub(estimate.total());
+                self.set_state(slot, State::Sized { estimate, left }, Cause::Request, now);
             }
             Ok(_) => self.set_state(slot, State::Absent, Cause::Abandoned, now),
             Err(cause) => {
@@ -371,10 +374,12 @@ impl Scheduler {
                 // A file-backed page that has not been touched yet is not resident but will be: the larger of the
                 // two figures is what the model may come to hold.
                 let estimated = held.estimate.total();
-                let bytes = measured.and_then(|m| m.total()).map_or(estimated, |total| total.max(estimated));
+                let total = measured.and_then(|measured| measured.total());
+                let bytes = total.map_or(estimated, |total| total.max(estimated));
                 self.ledger.settle(&held.reservation, bytes);
                 let entry = &mut self.slots[slot.0];
                 entry.failures = 0;
+                entry.took = total.filter(|total| *total > estimated);
                 entry.backoff = None;
                 entry.last_load = Some((started, now));
                 let held = Held { measured, ..held };
@@ -474,7 +479,9 @@ impl Scheduler {
             State::Ready { leases, .. } => in_use(*leases),
             // Given up already: its end is near.
             State::Loading { .. } if !self.queue.waits_for(slot) => return entry.unload_waiters.push(id),
-            State::Estimating | State::Sized { .. } | State::Loading { .. } => in_use(self.queue.count(slot)),
+            State::Estimating { .. } | State::Sized { .. } | State::Loading { .. } => {
+                in_use(self.queue.count(slot))
+            }
         };
         self.effects.push_back(Effect::UnloadDone { id, result: Err(refusal) });
     }
@@ -536,7 +543,7 @@ impl Scheduler {
         }
         let entry = &mut self.slots[slot.0];
         match &mut entry.state {
-            State::Sized { .. } | State::Estimating => {
+            State::Sized { .. } | State::Estimating { .. } => {
                 self.set_state(slot, State::Absent, Cause::Abandoned, now)
             }
             State::Loading { cancelled, .. } if !*cancelled && (stopping || !entry.pinned) => {

@@ -21,6 +21,8 @@ pub(super) struct Slot {
     pub(super) pinned: bool,
     pub(super) failures: u32,
     pub(super) backoff: Option<Backoff>,
+    /// What its last load took, if that was more than estimated: the next estimate is no lower.
+    pub(super) took: Option<Bytes>,
     pub(super) last_load: Option<(Timestamp, Timestamp)>,
     pub(super) unload_waiters: Vec<RequestId>,
 }
@@ -45,9 +47,11 @@ pub(super) enum State {
     /// Holds nothing. To `Estimating` when someone asks for it.
     Absent,
     /// Its size is being found out. To `Sized`, or to `Absent` when that fails or nobody waits.
-    Estimating,
-    /// Its size is known; it waits for room. To `Loading`, or to `Absent` when it can never fit or nobody waits.
-    Sized { estimate: Estimate },
+    /// `left` is what it was told that the budget has left; `before`, its estimate for less.
+    Estimating { left: Bytes, before: Option<Estimate> },
+    /// Its size is known; it waits for room. To `Loading`, to `Estimating` when more is left than it was sized for, or to
+    /// `Absent` when it can never fit or nobody waits.
+    Sized { estimate: Estimate, left: Bytes },
     /// To `Ready`, or to `Absent` when the load fails or is given up.
     Loading { held: Held, started: Timestamp, cancelled: bool },
     /// Can be used. To `Unloading`, never while leases are out (the end of a shutdown's grace excepted).
@@ -158,6 +162,7 @@ impl Slot {
             since: Timestamp::default(),
             failures: 0,
             backoff: None,
+            took: None,
             last_load: None,
             unload_waiters: Vec::new(),
         }
@@ -203,7 +208,7 @@ impl State {
     pub(super) fn phase(&self) -> Phase {
         match self {
             Self::Absent => Phase::Absent,
-            Self::Estimating => Phase::Estimating,
+            Self::Estimating { .. } => Phase::Estimating,
             Self::Sized { .. } => Phase::Waiting,
             Self::Loading { .. } => Phase::Loading,
             Self::Ready { .. } => Phase::Ready,
@@ -216,7 +221,7 @@ impl State {
             Self::Loading { held, .. } | Self::Ready { held, .. } | Self::Unloading { held, .. } => {
                 Some(held)
             }
-            Self::Absent | Self::Estimating | Self::Sized { .. } => None,
+            Self::Absent | Self::Estimating { .. } | Self::Sized { .. } => None,
         }
     }
 }

@@ -107,13 +107,13 @@ impl Scheduler {
             State::Ready { leases: 0, idle_since, .. } => (0, Some(now.since(idle_since))),
             State::Ready { leases, .. } => (leases, None),
             State::Absent
-            | State::Estimating
+            | State::Estimating { .. }
             | State::Sized { .. }
             | State::Loading { .. }
             | State::Unloading { .. } => (0, None),
         };
         let estimate = match &slot.state {
-            State::Sized { estimate } => Some(estimate.clone()),
+            State::Sized { estimate, .. } => Some(estimate.clone()),
             state => state.held().map(|held| held.estimate.clone()),
         };
         SlotStatus {

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub struct FakeModels {
     scripts: BTreeMap<String, Script>,
     asked: Arc<Mutex<Vec<(String, String)>>>,
     running: Arc<()>,
+    moved: Arc<AtomicBool>,
 }
 
 /// What a model of [`FakeModels`] does.
@@ -49,6 +51,22 @@ impl FakeModels {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// From now on other places serve, as after a fallback. Their vectors mean something else by the same numbers.
+    pub fn move_on(&self) {
+        self.moved.store(true, Ordering::SeqCst);
+    }
+
+    fn provenance(&self, model: &ModelName) -> Provenance {
+        let place = if self.moved.load(Ordering::SeqCst) { "-elsewhere" } else { "" };
+        Provenance {
+            served_by: ServedBy::GgufNative(format!("{model}{place}.gguf").into()),
+            fallback_reason: None,
+            queue_ms: 0,
+            load_ms: 0,
+            n_ctx: None,
+        }
+    }
+
     /// Answers that are neither read to their end nor dropped.
     #[must_use]
     pub fn running(&self) -> usize {
@@ -61,7 +79,11 @@ impl FakeModels {
         match self.scripts.get(model.as_str()).cloned().ok_or_else(unknown)? {
             Script::Fails => {
                 let cause = Failure::new(FailureKind::Engine, "scripted");
-                Err(Error::Request { model: model.clone(), served_by: provenance(model).served_by, cause })
+                Err(Error::Request {
+                    model: model.clone(),
+                    served_by: self.provenance(model).served_by,
+                    cause,
+                })
             }
             script => Ok(script),
         }
@@ -87,7 +109,7 @@ impl Models for FakeModels {
             _ => (vec![prompt], Duration::ZERO),
         };
         let answer = Answer {
-            provenance: provenance(model),
+            provenance: self.provenance(model),
             finish_reason: FinishReason::Stop,
             truncated: false,
             prompt_tokens: None,
@@ -125,8 +147,11 @@ impl Models for FakeModels {
                 capability: crate::request::Capability::Embed,
             });
         };
-        let vectors = texts.iter().map(|text| counted(text, &words)).collect();
-        Ok((Embeddings { vectors, prompt_tokens: None }, provenance(model)))
+        let mut vectors: Vec<Vec<f32>> = texts.iter().map(|text| counted(text, &words)).collect();
+        if self.moved.load(Ordering::SeqCst) {
+            vectors.iter_mut().for_each(|vector| vector.reverse());
+        }
+        Ok((Embeddings { vectors, prompt_tokens: None }, self.provenance(model)))
     }
 
     async fn classify(
@@ -141,17 +166,7 @@ impl Models for FakeModels {
                 capability: crate::request::Capability::Classify,
             });
         };
-        Ok((scores, provenance(model)))
-    }
-}
-
-fn provenance(model: &ModelName) -> Provenance {
-    Provenance {
-        served_by: ServedBy::GgufNative(format!("{model}.gguf").into()),
-        fallback_reason: None,
-        queue_ms: 0,
-        load_ms: 0,
-        n_ctx: None,
+        Ok((scores, self.provenance(model)))
     }
 }
 

@@ -69,7 +69,22 @@ async fn the_examples_are_embedded_once_for_all_who_ask() {
     let routings = join_all((0..5).map(|_| router.route("a theorem", &models, CallOptions::default()))).await;
     assert!(routings.into_iter().all(|routing| routing.unwrap().label.as_deref() == Some("hard")));
     let examples = models.asked().iter().filter(|(_, texts)| texts.contains("prove theorem")).count();
-    assert_eq!((examples, models.asked().len()), (1, 6));
+    assert_eq!((examples, models.asked().len()), (1, 5));
+}
+
+#[tokio::test]
+async fn after_a_fallback_to_another_model_the_examples_are_embedded_by_that_one() {
+    let (router, models) = (Router::new(similarity()), models());
+    let route = async || router.route("a theorem", &models, CallOptions::default()).await.unwrap();
+    assert_eq!(route().await.label.as_deref(), Some("hard"));
+    models.move_on();
+    for _ in 0..2 {
+        let routing = route().await;
+        assert_eq!(routing.label.as_deref(), Some("hard"), "{routing:?}");
+        assert_eq!(routing.provenance.served_by.to_string(), "gguf_native:e-elsewhere.gguf");
+    }
+    let examples = models.asked().iter().filter(|(_, texts)| texts.contains("prove theorem")).count();
+    assert_eq!(examples, 2);
 }
 
 #[tokio::test]

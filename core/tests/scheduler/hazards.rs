@@ -229,6 +229,67 @@ fn a_model_under_steady_use_gives_way_to_one_that_has_waited_long() {
 }
 
 #[test]
+fn who_waits_long_for_bytes_does_not_keep_others_from_what_takes_none() {
+    let mut world = World::new(limits(40, 3), vec![llm("a", 40), llm("b", 40), llm("remote", 0)]);
+    world.request(0);
+    world.settle();
+    let starved = world.request(1);
+    world.pass(Duration::from_secs(20));
+    let remote = world.request(2);
+    world.settle();
+    assert!(world.is_granted(remote) && !world.is_granted(starved), "{:?}", world.outcomes);
+}
+
+#[test]
+fn a_ttl_that_ends_while_someone_waits_for_the_model_does_not_wake_the_pool_again_and_again() {
+    let mut models = vec![llm("x", 40), llm("y", 60), llm("z", 100)];
+    models[0].spec.ttl = Some(Duration::from_secs(30));
+    let mut world = World::new(limits(100, 9), models);
+    used_once(&mut world, 0);
+    world.request(1);
+    world.settle();
+    world.request(2);
+    world.pass(Duration::from_secs(20));
+    // Held back: the one who has waited long needs this model's room.
+    world.request(0);
+    world.pass(Duration::from_secs(20));
+    let wake = world.scheduler.poll_timeout().unwrap();
+    assert!(wake > world.now, "{wake:?} at {:?}", world.now);
+}
+
+#[test]
+fn room_that_came_meanwhile_is_offered_to_the_next_estimate() {
+    let mut world = three_of(100, 9);
+    let (first, second) = (world.request(0), world.request(1));
+    world.settle();
+    world.request(2);
+    assert_eq!(world.offered.last(), Some(&(SlotId(2), Bytes(20))));
+    world.give_back(first);
+    world.give_back(second);
+    world.settle();
+    assert_eq!(world.offered.last(), Some(&(SlotId(2), Bytes(60))), "after one model has gone");
+    assert_eq!(world.loaded(), [1, 2]);
+}
+
+#[test]
+fn a_load_that_took_too_much_once_is_refused_next_time_without_another_try() {
+    let mut world = three_of(100, 9);
+    world.request(0);
+    world.settle();
+    world.pin(0, true);
+    world.request(1);
+    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Some(Bytes(90)) };
+    world.limits.budget = Bytes(1000);
+    world.loading.clear();
+    world.loaded.insert(SlotId(1));
+    world.event(Event::Loaded { slot: SlotId(1), result: Ok(Some(measured)) });
+    world.settle();
+    let again = world.request(1);
+    assert!(matches!(world.rejection(again), Some(Error::OverBudget { asked: Bytes(90), .. })));
+    assert!(world.loading.is_empty());
+}
+
+#[test]
 fn the_last_waiter_to_leave_stops_the_load_and_the_first_does_not() {
     let mut world = three_of(100, 3);
     let (first, second) = (world.request(0), world.request(0));

@@ -66,6 +66,8 @@ pub(crate) struct World {
     pub(crate) limits: Limits,
     pub(crate) now: Timestamp,
     pub(crate) estimating: Vec<SlotId>,
+    /// What each estimate was told that the budget has left.
+    pub(crate) offered: Vec<(SlotId, Bytes)>,
     pub(crate) loading: Vec<SlotId>,
     pub(crate) unloading: Vec<SlotId>,
     pub(crate) cancelled: BTreeSet<SlotId>,
@@ -96,6 +98,7 @@ impl World {
             limits,
             now: Timestamp::default(),
             estimating: Vec::new(),
+            offered: Vec::new(),
             loading: Vec::new(),
             unloading: Vec::new(),
             cancelled: BTreeSet::new(),
@@ -269,7 +272,10 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Estimate { slot, .. } => self.estimating.push(slot),
+            Effect::Estimate { slot, left } => {
+                self.offered.push((slot, left));
+                self.estimating.push(slot);
+            }
             Effect::StartLoad { slot, estimate } => {
                 assert!(!self.held.contains_key(&slot), "{slot:?} is loaded twice");
                 self.held.insert(slot, estimate.total().0);
