@@ -1,9 +1,9 @@
 use futures::StreamExt;
 use sarai_core::failure::FailureKind;
-use sarai_core::request::{Delta, FinishReason, GenerateRequest, Sampling};
+use sarai_core::request::{Capability, Delta, FinishReason, GenerateRequest, Sampling};
 use sarai_support::gguf::{Kind, Model};
 
-use super::{chat, kinds, llama, say, seeded};
+use super::{chat, kinds, llama, load, say, seeded, settings};
 
 #[tokio::test]
 async fn the_same_seed_gives_the_same_text_and_another_one_another() {
@@ -106,4 +106,22 @@ async fn repetition_can_be_made_dear() {
     let plain = say(&model, chat(greedy.clone())).await.unwrap().0;
     let dear = say(&model, chat(Sampling { repeat_penalty: Some(50.0), ..greedy })).await.unwrap().0;
     assert_ne!(plain, dear);
+}
+
+#[tokio::test]
+async fn a_vocabulary_without_a_first_token_and_a_prompt_that_is_nothing_to_it_do_no_harm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut writer = Model::new(Kind::Llama).writer().unwrap();
+    // A pre-tokenizer for which llama.cpp assumes no first token.
+    writer.set("tokenizer.ggml.model", "gpt2");
+    writer.set("tokenizer.ggml.pre", "chatglm-bpe");
+    writer.set("tokenizer.ggml.merges", Vec::<String>::new());
+    writer.remove("tokenizer.ggml.bos_token_id");
+    writer.create(&path).unwrap();
+    let model = load(settings(&path, Capability::Generate)).await.unwrap();
+    let (_, completion) = say(&model, GenerateRequest::raw("hello").with_sampling(seeded(1))).await.unwrap();
+    assert!(completion.prompt_tokens.unwrap() > 0);
+    let failure = say(&model, GenerateRequest::raw("").with_sampling(seeded(1))).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::BadRequest);
 }
