@@ -92,7 +92,7 @@ pub(super) fn labels(header: &Header) -> Vec<String> {
     header.array("{arch}.classifier.output_labels").unwrap_or_default().iter().filter_map(texts).collect()
 }
 
-/// llama.cpp reads these as 32-bit numbers.
+/// Sizes that llama.cpp reads as 32-bit numbers, and the epsilons of its norms.
 fn check_numbers(header: &Header) -> Result<(), Error> {
     for key in [
         "context_length",
@@ -111,6 +111,15 @@ fn check_numbers(header: &Header) -> Result<(), Error> {
             None => false,
         };
         if bad {
+            return Err(header.bad(format!("has no usable {}.{key}", header.architecture())));
+        }
+    }
+    // ggml asks that they are not negative while it computes.
+    for key in ["layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon"] {
+        let key = format!("attention.{key}");
+        if let Some(Value::Float(epsilon)) = header.value(&format!("{{arch}}.{key}"))
+            && !(epsilon.is_finite() && *epsilon >= 0.0)
+        {
             return Err(header.bad(format!("has no usable {}.{key}", header.architecture())));
         }
     }
@@ -145,6 +154,8 @@ fn check_vocabulary(header: &Header) -> Result<(), Error> {
         let Value::Text(token) = token else {
             return Err(header.bad("has a vocabulary that is not made of texts"));
         };
+        // llama.cpp reads them as C strings.
+        let token = token.split('\0').next().unwrap_or_default();
         if !seen.insert(token) {
             return Err(header.bad(format!("has the token {token:?} twice in its vocabulary")));
         }
@@ -269,6 +280,12 @@ mod tests {
         let key = "tokenizer.ggml.seperator_token_id";
         let outside = refusal(Kind::BertEmbedding, key, Value::Int(1 << 20));
         assert!(outside.contains(key), "{outside}");
+        let key = "llama.attention.layer_norm_rms_epsilon";
+        let negative = refusal(Kind::Llama, key, Value::Float(-1e-5));
+        assert!(negative.contains(key), "{negative}");
+        let tokens = Value::Array(vec![text("a"), text("a\0b")]);
+        let twice = refusal(Kind::Llama, "tokenizer.ggml.tokens", tokens);
+        assert!(twice.contains("the token \"a\" twice"), "{twice}");
     }
 
     #[test]
