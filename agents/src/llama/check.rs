@@ -183,6 +183,22 @@ fn check_gemma_embedding(header: &Header) -> Result<(), Error> {
     if header.tensor("dense_2.weight").is_some() && header.int("{arch}.dense_2_feat_in") != width {
         return Err(header.bad("has a dense_2_feat_in that differs from its embedding_length"));
     }
+    // llama.cpp takes the shapes from the header here without looking at the tensors'.
+    for (tensor, heads, length) in [
+        ("attn_q", "attention.head_count", "attention.key_length"),
+        ("attn_k", "attention.head_count_kv", "attention.key_length"),
+        ("attn_v", "attention.head_count_kv", "attention.value_length"),
+    ] {
+        let int = |key: &str| header.int(&format!("{{arch}}.{key}"));
+        let Some(rows) = int(heads).zip(int(length)).map(|(heads, length)| heads.saturating_mul(length))
+        else {
+            continue;
+        };
+        let name = format!("blk.0.{tensor}.weight");
+        if header.tensor(&name).is_some_and(|tensor| tensor.shape.get(1) != Some(&rows)) {
+            return Err(header.bad(format!("has a {name} that does not suit its {heads} and {length}")));
+        }
+    }
     // The cache for full attention must have a block; by default every sixth has it.
     let pattern = header.int("{arch}.attention.sliding_window_pattern").unwrap_or(6);
     if pattern > 1 && header.int("{arch}.block_count").unwrap_or(0) < pattern {
@@ -283,6 +299,9 @@ mod tests {
         let key = "llama.attention.layer_norm_rms_epsilon";
         let negative = refusal(Kind::Llama, key, Value::Float(-1e-5));
         assert!(negative.contains(key), "{negative}");
+        let heads =
+            refusal(Kind::GemmaEmbedding, "gemma-embedding.attention.head_count_kv", Value::Int(8193));
+        assert!(heads.contains("blk.0.attn_k.weight"), "{heads}");
         let tokens = Value::Array(vec![text("a"), text("a\0b")]);
         let twice = refusal(Kind::Llama, "tokenizer.ggml.tokens", tokens);
         assert!(twice.contains("the token \"a\" twice"), "{twice}");
