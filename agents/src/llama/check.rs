@@ -11,6 +11,9 @@ use crate::Error;
 /// Layers that llama.cpp has room for (`LLAMA_MAX_LAYERS`).
 const MOST_LAYERS: u64 = 512;
 
+/// The types I8, I16, I32, I64 and F64 (`ggml_type`).
+const INTEGERS: std::ops::RangeInclusive<u32> = 24..=28;
+
 /// The highest `pooling_type` (`LLAMA_POOLING_TYPE_RANK`).
 const POOLING_RANK: u64 = 4;
 
@@ -29,6 +32,14 @@ pub(super) fn check(header: &Header) -> Result<(), Error> {
         }
     }
     check_numbers(header)?;
+    // The process ends when it multiplies with them.
+    if let Some(tensor) =
+        header.tensors.iter().find(|t| INTEGERS.contains(&t.kind) && t.name.ends_with(".weight"))
+    {
+        return Err(
+            header.bad(format!("has weights of the unsuitable type {} in {}", tensor.kind, tensor.name))
+        );
+    }
     if header.int("{arch}.pooling_type").is_some_and(|pooling| pooling > POOLING_RANK) {
         return Err(header.bad(format!("has an unknown {architecture}.pooling_type")));
     }
@@ -305,6 +316,15 @@ mod tests {
         let tokens = Value::Array(vec![text("a"), text("a\0b")]);
         let twice = refusal(Kind::Llama, "tokenizer.ggml.tokens", tokens);
         assert!(twice.contains("the token \"a\" twice"), "{twice}");
+    }
+
+    #[test]
+    fn weights_of_integers_are_refused() {
+        let mut header = header(Kind::Llama);
+        let down = header.tensors.iter_mut().find(|tensor| tensor.name == "blk.1.ffn_down.weight").unwrap();
+        down.kind = 24;
+        let message = check(&header).unwrap_err().to_string();
+        assert!(message.ends_with("type 24 in blk.1.ffn_down.weight"), "{message}");
     }
 
     #[test]

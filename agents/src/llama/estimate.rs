@@ -219,7 +219,7 @@ mod tests {
         let header = Header {
             path: "big.gguf".into(),
             values: values.into_iter().chain([architecture]).collect(),
-            tensors: vec![TensorInfo { name: "w".to_owned(), shape: vec![], bytes: 1_000_000_000 }],
+            tensors: vec![TensorInfo { name: "w".to_owned(), shape: vec![], kind: 0, bytes: 1_000_000_000 }],
         };
         let n_ctx = |context, gb| {
             let settings = GgufSettings {

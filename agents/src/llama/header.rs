@@ -30,6 +30,8 @@ pub(crate) enum Value {
 pub(crate) struct TensorInfo {
     pub(crate) name: String,
     pub(crate) shape: Vec<u64>,
+    /// `ggml_type`.
+    pub(crate) kind: u32,
     pub(crate) bytes: u64,
 }
 
@@ -186,7 +188,7 @@ impl Reader<'_> {
         let elements = shape.iter().try_fold(1_u64, |product, n| product.checked_mul(*n));
         let bytes = elements.and_then(|n| n.div_ceil(block).checked_mul(block_bytes));
         let bytes = bytes.ok_or_else(|| self.bad(format!("has a tensor {name} of impossible size")))?;
-        Ok((TensorInfo { name, shape, bytes }, offset))
+        Ok((TensorInfo { name, shape, kind, bytes }, offset))
     }
 
     fn value(&mut self, kind: u32, depth: u32) -> Result<Value, Error> {
