@@ -194,22 +194,7 @@ fn check_gemma_embedding(header: &Header) -> Result<(), Error> {
     if header.tensor("dense_2.weight").is_some() && header.int("{arch}.dense_2_feat_in") != width {
         return Err(header.bad("has a dense_2_feat_in that differs from its embedding_length"));
     }
-    // llama.cpp takes the shapes from the header here without looking at the tensors'.
-    for (tensor, heads, length) in [
-        ("attn_q", "attention.head_count", "attention.key_length"),
-        ("attn_k", "attention.head_count_kv", "attention.key_length"),
-        ("attn_v", "attention.head_count_kv", "attention.value_length"),
-    ] {
-        let int = |key: &str| header.int(&format!("{{arch}}.{key}"));
-        let Some(rows) = int(heads).zip(int(length)).map(|(heads, length)| heads.saturating_mul(length))
-        else {
-            continue;
-        };
-        let name = format!("blk.0.{tensor}.weight");
-        if header.tensor(&name).is_some_and(|tensor| tensor.shape.get(1) != Some(&rows)) {
-            return Err(header.bad(format!("has a {name} that does not suit its {heads} and {length}")));
-        }
-    }
+    check_heads(header)?;
     // The cache for full attention must have a block; by default every sixth has it.
     let pattern = header.int("{arch}.attention.sliding_window_pattern").unwrap_or(6);
     if pattern > 1 && header.int("{arch}.block_count").unwrap_or(0) < pattern {
@@ -218,7 +203,32 @@ fn check_gemma_embedding(header: &Header) -> Result<(), Error> {
     Ok(())
 }
 
+/// For encoders llama.cpp takes the shapes of the attention from these keys without looking at the tensors.
+fn check_heads(header: &Header) -> Result<(), Error> {
+    let int = |key: &str| header.int(&format!("{{arch}}.{key}"));
+    let head = int("embedding_length")
+        .zip(int("attention.head_count"))
+        .and_then(|(width, heads)| width.checked_div(heads));
+    for (tensor, heads, length) in [
+        ("attn_q", "attention.head_count", "attention.key_length"),
+        ("attn_k", "attention.head_count_kv", "attention.key_length"),
+        ("attn_v", "attention.head_count_kv", "attention.value_length"),
+    ] {
+        let heads_here = int(heads).or(int("attention.head_count"));
+        let Some(rows) = heads_here.zip(int(length).or(head)).map(|(n, length)| n.saturating_mul(length))
+        else {
+            continue;
+        };
+        let name = format!("blk.0.{tensor}.weight");
+        if header.tensor(&name).is_some_and(|tensor| tensor.shape.get(1) != Some(&rows)) {
+            return Err(header.bad(format!("has a {name} that does not suit its {heads} and {length}")));
+        }
+    }
+    Ok(())
+}
+
 fn check_bert(header: &Header) -> Result<(), Error> {
+    check_heads(header)?;
     let Some(types) = header.tensor("token_types.weight") else { return Ok(()) };
     // llama.cpp adds a row of it to F32 and ends the process for any other type.
     let elements: u64 = types.shape.iter().product();
@@ -312,6 +322,8 @@ mod tests {
         assert!(negative.contains(key), "{negative}");
         let heads =
             refusal(Kind::GemmaEmbedding, "gemma-embedding.attention.head_count_kv", Value::Int(8193));
+        assert!(heads.contains("blk.0.attn_k.weight"), "{heads}");
+        let heads = refusal(Kind::BertEmbedding, "bert.attention.head_count_kv", Value::Int(3));
         assert!(heads.contains("blk.0.attn_k.weight"), "{heads}");
         let tokens = Value::Array(vec![text("a"), text("a\0b")]);
         let twice = refusal(Kind::Llama, "tokenizer.ggml.tokens", tokens);
