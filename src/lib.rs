@@ -47,7 +47,8 @@ pub use sarai_core::pool::{
     PoolEvent, PoolEvents,
 };
 pub use sarai_core::request::{
-    Capability, Delta, Embeddings, FinishReason, GenerateRequest, LabelScore, Message, Sampling,
+    Alternative, Capability, Constraint, Delta, Embeddings, FinishReason, GenerateRequest, LabelScore,
+    Message, Sampling, TokenLogprob, Tool, ToolCall, Truncate,
 };
 pub use sarai_core::router::{Router, Routing};
 pub use sarai_core::scheduler::{Change, Limits, Phase};

@@ -2,12 +2,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use sarai_agents::llama::{GgufBackend, GgufSettings};
+use sarai_agents::llama::{GgufBackend, GgufSettings, SessionStore};
 use sarai_agents::ollama::{Client, OllamaBackend};
 use sarai_core::Error;
 use sarai_core::answer::CallOptions;
 use sarai_core::backend::Backend;
-use sarai_core::config::{self, Config, ConfigError, ModelConfig, Overrides, Place, Problem};
+use sarai_core::config::{self, Config, ConfigError, ModelConfig, Overrides, Place, Problem, SessionsConfig};
 use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::router::{Router, Routing};
@@ -66,6 +66,7 @@ impl Sarai {
             max_waiting: config.queue.max_waiting,
             ..Limits::default()
         };
+        let sessions = session_store(&config.sessions);
         let mut builder = ModelPool::builder(limits).wait_timeout(config.queue.wait_timeout);
         for (name, model) in &config.models {
             builder = builder.model(ModelSpec {
@@ -73,7 +74,11 @@ impl Sarai {
                 role: model.role,
                 class: model.class,
                 ttl: model.ttl,
-                places: model.places.iter().filter_map(|place| wire(place, model, &hosts)).collect(),
+                places: model
+                    .places
+                    .iter()
+                    .filter_map(|place| wire(place, model, &hosts, sessions.as_ref()))
+                    .collect(),
             });
         }
         let pipelines = config
@@ -144,7 +149,12 @@ impl Sarai {
 }
 
 /// A place with what runs it. The configuration has checked that its host is there.
-fn wire(place: &Place, model: &ModelConfig, hosts: &BTreeMap<HostName, Arc<Client>>) -> Option<PlaceSpec> {
+fn wire(
+    place: &Place,
+    model: &ModelConfig,
+    hosts: &BTreeMap<HostName, Arc<Client>>,
+    sessions: Option<&Arc<SessionStore>>,
+) -> Option<PlaceSpec> {
     let purpose = model.role.capability();
     let backend: Arc<dyn Backend> = match place {
         Place::Model(other) => return Some(PlaceSpec::Model(other.clone())),
@@ -154,6 +164,9 @@ fn wire(place: &Place, model: &ModelConfig, hosts: &BTreeMap<HostName, Arc<Clien
             context: file.context,
             weights: file.weights,
             threads: file.threads,
+            parallel: file.parallel,
+            lora: file.lora.clone(),
+            sessions: sessions.cloned(),
         })),
         Place::Ollama { host, model, n_ctx } => {
             let client = Arc::clone(hosts.get(host)?);
@@ -161,6 +174,12 @@ fn wire(place: &Place, model: &ModelConfig, hosts: &BTreeMap<HostName, Arc<Clien
         }
     };
     Some(PlaceSpec::Backend(backend))
+}
+
+/// Where there is neither a folder of the configuration's nor one of the user's, conversations are not kept.
+fn session_store(config: &SessionsConfig) -> Option<Arc<SessionStore>> {
+    let users = || Some(directories::ProjectDirs::from("", "", "sarai")?.cache_dir().join("sessions"));
+    Some(SessionStore::new(config.path.clone().or_else(users)?, config.max_bytes))
 }
 
 fn bad_host(name: &HostName, error: &sarai_agents::Error) -> Error {

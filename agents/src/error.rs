@@ -45,14 +45,12 @@ pub enum Error {
         path: PathBuf,
     },
     /// llama.cpp did not make a context.
-    #[error("llama.cpp could not make a context of {n_ctx} tokens for {}", path.display())]
+    #[error("llama.cpp could not make a context of {n_ctx} tokens for {}; run with SARAI_LOG=debug to see its log", path.display())]
     ContextFailed {
         /// The file.
         path: PathBuf,
         /// The context's length.
         n_ctx: u32,
-        /// What the binding says.
-        source: llama_cpp_2::LlamaContextLoadError,
     },
     /// The load was stopped by its caller.
     #[error("the load of {} was stopped", path.display())]
@@ -88,6 +86,46 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty")]
     EmptyPrompt,
+    /// An adapter is not one, or not for this model.
+    #[error("{} is no LoRA adapter for {}; run with SARAI_LOG=debug to see llama.cpp's log", path.display(), model.display())]
+    BadAdapter {
+        /// The adapter's file.
+        path: PathBuf,
+        /// The model's file.
+        model: PathBuf,
+    },
+    /// A conversation could not be written to the session store.
+    #[error("cannot write to {}", folder.display())]
+    WriteSession {
+        /// The store's folder.
+        folder: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A JSON schema is broken, or asks for what cannot be ensured while tokens are chosen.
+    #[error("the JSON schema cannot be used: {reason}")]
+    BadSchema {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A grammar is broken.
+    #[error("the grammar cannot be used: {reason}")]
+    BadGrammar {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A constrained answer cannot go on.
+    #[error("the answer cannot go on in the form that was asked for: {reason}")]
+    Constraint {
+        /// Why not.
+        reason: String,
+    },
+    /// The request asks for things that do not go together.
+    #[error("{what}")]
+    Contradiction {
+        /// Which.
+        what: &'static str,
+    },
     /// The model's own chat template is broken or refuses these messages.
     #[error("the model's chat template failed")]
     ChatTemplate {
@@ -229,7 +267,12 @@ impl Error {
             Self::BadFile { .. } | Self::LoadFailed { .. } | Self::WrongModel { .. } => FailureKind::BadFile,
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
-            Self::EmptyPrompt | Self::ChatTemplate { .. } => FailureKind::BadRequest,
+            Self::BadAdapter { .. } => FailureKind::BadFile,
+            Self::EmptyPrompt
+            | Self::ChatTemplate { .. }
+            | Self::BadSchema { .. }
+            | Self::BadGrammar { .. }
+            | Self::Contradiction { .. } => FailureKind::BadRequest,
             Self::Connect { .. } => FailureKind::Unreachable,
             Self::Deadline { stage: Stage::Queue, .. } => FailureKind::Busy,
             Self::Deadline { .. } => FailureKind::Timeout,
@@ -250,6 +293,8 @@ impl Error {
             Self::HttpClient { .. }
             | Self::ContextFailed { .. }
             | Self::Runtime { .. }
+            | Self::Constraint { .. }
+            | Self::WriteSession { .. }
             | Self::Compute { .. } => FailureKind::Engine,
             Self::EngineGone { .. } => FailureKind::EngineGone,
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::backend::ServedBy;
 use crate::error::Error;
-use crate::request::{Embeddings, FinishReason, GenerateRequest, LabelScore};
+use crate::request::{Embeddings, FinishReason, GenerateRequest, LabelScore, TokenLogprob, ToolCall};
 use crate::units::ModelName;
 
 /// How urgent a request is. Requests that wait longer move up, a class at a time.
@@ -61,12 +61,20 @@ pub struct Answer {
     pub truncated: bool,
     /// Tokens of the prompt, where the backend reports them.
     pub prompt_tokens: Option<u32>,
+    /// Those of them that had been computed for an earlier request, where the backend reports them.
+    pub cached_tokens: Option<u32>,
     /// Tokens of the answer, where the backend reports them.
     pub completion_tokens: Option<u32>,
     /// Milliseconds from the model's readiness to the first text; `None` if there was no text.
     pub ttft_ms: Option<u64>,
     /// Tokens of the answer per second of generation, where both are known.
     pub tokens_per_second: Option<f64>,
+    /// The tools that the model called, in its order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Each token's probability, where the request asked for them and the backend has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<TokenLogprob>>,
 }
 
 /// An item of an [`AnswerStream`].

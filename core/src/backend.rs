@@ -150,6 +150,17 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
         Err(unsupported(Capability::Classify))
     }
 
+    /// Scores each of `documents` for how well it answers `query`, from 0 to 1, in the documents' order.
+    ///
+    /// # Errors
+    /// A pair is longer than the model's context, or the backend fails.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future stops the work.
+    async fn rerank(&self, _query: String, _documents: Vec<String>) -> Result<Vec<f32>, Failure> {
+        Err(unsupported(Capability::Rerank))
+    }
+
     /// Gives the model's local memory back; returns when it is back. The pool calls it once, when no request runs.
     async fn unload(&self);
 }

@@ -21,11 +21,13 @@ pub enum Capability {
     Embed,
     /// A score per label of a classification head.
     Classify,
+    /// A score per document: how well it answers a query.
+    Rerank,
 }
 
 impl Capability {
     /// All there are.
-    pub const ALL: [Self; 3] = [Self::Generate, Self::Embed, Self::Classify];
+    pub const ALL: [Self; 4] = [Self::Generate, Self::Embed, Self::Classify, Self::Rerank];
 }
 
 impl fmt::Display for Capability {
@@ -34,6 +36,7 @@ impl fmt::Display for Capability {
             Self::Generate => "generate",
             Self::Embed => "embed",
             Self::Classify => "classify",
+            Self::Rerank => "rerank",
         })
     }
 }
@@ -72,6 +75,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A tool that the model called: its result.
+    Tool,
 }
 
 impl Role {
@@ -82,6 +87,7 @@ impl Role {
             Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -93,23 +99,87 @@ pub struct Message {
     pub role: Role,
     /// What is said.
     pub content: String,
+    /// The calls that the model made in this message.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// For a tool's result: the tool's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_name: Option<String>,
 }
 
 impl Message {
+    fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), tool_calls: Vec::new(), tool_name: None }
+    }
+
     /// A message of the user.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: Role::User, content: content.into() }
+        Self::new(Role::User, content)
     }
 
     /// Instructions to the model.
     pub fn system(content: impl Into<String>) -> Self {
-        Self { role: Role::System, content: content.into() }
+        Self::new(Role::System, content)
     }
 
     /// An earlier answer of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: Role::Assistant, content: content.into() }
+        Self::new(Role::Assistant, content)
     }
+
+    /// The result of a tool that the model called.
+    pub fn tool(name: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { tool_name: Some(name.into()), ..Self::new(Role::Tool, content) }
+    }
+
+    /// The same message with the calls that the model made in it.
+    #[must_use]
+    pub fn with_tool_calls(mut self, tool_calls: Vec<ToolCall>) -> Self {
+        self.tool_calls = tool_calls;
+        self
+    }
+}
+
+/// A function that a model may call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// What it does, for the model to read.
+    #[serde(default)]
+    pub description: String,
+    /// A JSON schema of its arguments, an object.
+    pub parameters: serde_json::Value,
+}
+
+/// A model's call of a [`Tool`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// The tool's name, as the model wrote it.
+    pub name: String,
+    /// The arguments by name, as the model wrote them; not checked against the tool's schema.
+    pub arguments: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What an answer has to look like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Constraint {
+    /// JSON that is valid under this JSON schema.
+    JsonSchema(serde_json::Value),
+    /// Text of a grammar in llama.cpp's GBNF, from the rule `root`.
+    Grammar(String),
+}
+
+/// What is done with a conversation that is longer than the context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Truncate {
+    /// The request fails with [`FailureKind::ContextOverflow`](crate::failure::FailureKind::ContextOverflow).
+    #[default]
+    Error,
+    /// The oldest messages are left out until the rest fits, instructions and the last message excepted; of a raw
+    /// prompt, its beginning. The answer says so.
+    Oldest,
 }
 
 /// What a model continues.
@@ -135,6 +205,10 @@ pub struct Sampling {
     pub min_p: Option<f32>,
     /// Divides the score of tokens seen among the last 64; 1 is off.
     pub repeat_penalty: Option<f32>,
+    /// Taken off the score of tokens seen among the last 64, once each; 0 is off.
+    pub presence_penalty: Option<f32>,
+    /// Taken off the score of tokens seen among the last 64, for each time; 0 is off.
+    pub frequency_penalty: Option<f32>,
     /// Makes the choice repeatable.
     pub seed: Option<u32>,
     /// At most this many tokens are generated.
@@ -150,18 +224,65 @@ pub struct GenerateRequest {
     pub prompt: Prompt,
     /// How.
     pub sampling: Sampling,
+    /// Functions that the model may call. What it calls comes with the end of its answer.
+    pub tools: Vec<Tool>,
+    /// What the answer has to look like, where that is not free. Not beside tools.
+    pub constraint: Option<Constraint>,
+    /// What is done with a prompt that is too long.
+    pub truncate: Truncate,
+    /// Asks for each token's probability, and for those of this many likeliest ones beside it.
+    pub logprobs: Option<u32>,
 }
 
 impl GenerateRequest {
+    fn new(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            sampling: Sampling::default(),
+            tools: Vec::new(),
+            constraint: None,
+            truncate: Truncate::default(),
+            logprobs: None,
+        }
+    }
+
     /// A chat request with default sampling.
     #[must_use]
     pub fn chat(messages: Vec<Message>) -> Self {
-        Self { prompt: Prompt::Chat(messages), sampling: Sampling::default() }
+        Self::new(Prompt::Chat(messages))
     }
 
     /// A request that continues `text` as it is, with default sampling.
     pub fn raw(text: impl Into<String>) -> Self {
-        Self { prompt: Prompt::Raw(text.into()), sampling: Sampling::default() }
+        Self::new(Prompt::Raw(text.into()))
+    }
+
+    /// The same request with functions that the model may call.
+    #[must_use]
+    pub fn with_tools(mut self, tools: Vec<Tool>) -> Self {
+        self.tools = tools;
+        self
+    }
+
+    /// The same request with a form that its answer has to have.
+    #[must_use]
+    pub fn with_constraint(mut self, constraint: Constraint) -> Self {
+        self.constraint = Some(constraint);
+        self
+    }
+
+    /// The same request with a rule for prompts that are too long.
+    #[must_use]
+    pub fn with_truncate(mut self, truncate: Truncate) -> Self {
+        self.truncate = truncate;
+        self
+    }
+
+    /// The same request, asking for the tokens' probabilities and those of so many alternatives.
+    #[must_use]
+    pub fn with_logprobs(mut self, alternatives: u32) -> Self {
+        self.logprobs = Some(alternatives);
+        self
     }
 
     /// The same request with `sampling`.
@@ -180,6 +301,28 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context's end was reached.
     Length,
+    /// It called tools.
+    ToolCalls,
+}
+
+/// A token of an answer and its probability before sampling.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenLogprob {
+    /// The token's text; U+FFFD stands for a part of a character.
+    pub token: String,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens at this place, likeliest first.
+    pub top: Vec<Alternative>,
+}
+
+/// A token that could have been chosen.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Alternative {
+    /// Its text.
+    pub token: String,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
 }
 
 /// What a backend knows at the end of a generation. Fields that it does not report are `None`.
@@ -191,10 +334,34 @@ pub struct Completion {
     pub truncated: bool,
     /// Tokens of the prompt.
     pub prompt_tokens: Option<u32>,
+    /// Those of them that had been computed for an earlier request and were not computed again.
+    pub cached_tokens: Option<u32>,
     /// Tokens of the answer.
     pub completion_tokens: Option<u32>,
-    /// Time spent on generating the answer's tokens, as the backend measured it.
+    /// Time spent on generating the answer's tokens, as the backend measured it: the mean time between two tokens,
+    /// times their number.
     pub decode_time: Option<Duration>,
+    /// The tools that the model called, in its order.
+    pub tool_calls: Vec<ToolCall>,
+    /// Each token's probability, where the request asked for them and the backend has them.
+    pub logprobs: Option<Vec<TokenLogprob>>,
+}
+
+impl Completion {
+    /// A completion of which nothing is known but why it ended.
+    #[must_use]
+    pub const fn new(finish_reason: FinishReason) -> Self {
+        Self {
+            finish_reason,
+            truncated: false,
+            prompt_tokens: None,
+            cached_tokens: None,
+            completion_tokens: None,
+            decode_time: None,
+            tool_calls: Vec::new(),
+            logprobs: None,
+        }
+    }
 }
 
 /// An item of a [`TokenStream`].

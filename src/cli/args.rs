@@ -47,6 +47,8 @@ pub(super) enum Command {
     Chat(ChatArgs),
     /// Embed texts.
     Embed(EmbedArgs),
+    /// Rank documents by how well they answer a query.
+    Rerank(RerankArgs),
     /// Ask the router where a text should go, and why.
     Route(RouteArgs),
     /// Run a pipeline.
@@ -99,6 +101,18 @@ pub(super) struct ChatArgs {
     /// End the answer before this text; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub(super) stop: Vec<String>,
+    /// Answer with JSON that is valid under the JSON schema in this file.
+    #[arg(long, value_name = "FILE", conflicts_with = "grammar")]
+    pub(super) schema: Option<PathBuf>,
+    /// Answer with text of the GBNF grammar in this file, from its rule `root`.
+    #[arg(long, value_name = "FILE")]
+    pub(super) grammar: Option<PathBuf>,
+    /// Leave out the oldest messages of a conversation that is longer than the context, instead of failing.
+    #[arg(long)]
+    pub(super) truncate_oldest: bool,
+    /// Give each token's probability, and those of the N likeliest beside it.
+    #[arg(long, value_name = "N", requires = "json")]
+    pub(super) logprobs: Option<u32>,
 }
 
 #[derive(Debug, Group)]
@@ -108,6 +122,17 @@ pub(super) struct EmbedArgs {
     /// The texts.
     #[arg(required = true)]
     pub(super) texts: Vec<String>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct RerankArgs {
+    /// The model.
+    pub(super) model: String,
+    /// The query.
+    pub(super) query: String,
+    /// The documents.
+    #[arg(required = true)]
+    pub(super) documents: Vec<String>,
 }
 
 #[derive(Debug, Group)]

@@ -1,8 +1,10 @@
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
 
 use futures::StreamExt;
 use sarai::{
-    Answer, AnswerEvent, AnswerStream, CallOptions, GenerateRequest, Message, ModelHandle, Priority, Sampling,
+    Answer, AnswerEvent, AnswerStream, CallOptions, Constraint, GenerateRequest, Message, ModelHandle,
+    Priority, Sampling, Truncate,
 };
 use serde::Serialize;
 
@@ -39,7 +41,7 @@ pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> R
             } else {
                 GenerateRequest::chat(system(args).into_iter().chain([Message::user(prompt)]).collect())
             };
-            let stream = model.generate(request.with_sampling(sampling(args)), INTERACTIVE).await?;
+            let stream = model.generate(asked(request, args)?, INTERACTIVE).await?;
             let (text, answer) = show(stream, output).await?;
             output.line("")?;
             output.object(&Whole { model: &args.model, text: &text, answer: &answer })?;
@@ -62,7 +64,7 @@ async fn converse(model: &ModelHandle, args: &ChatArgs, output: &Output) -> Resu
             continue;
         }
         messages.push(Message::user(question.trim_end()));
-        let request = GenerateRequest::chat(messages.clone()).with_sampling(sampling(args));
+        let request = asked(GenerateRequest::chat(messages.clone()), args)?;
         let answered = async { show(model.generate(request, INTERACTIVE).await?, output).await };
         match answered.await {
             Ok((text, answer)) => {
@@ -140,12 +142,30 @@ fn system(args: &ChatArgs) -> Option<Message> {
     args.system.as_ref().map(Message::system)
 }
 
-fn sampling(args: &ChatArgs) -> Sampling {
-    Sampling {
+/// The request as the arguments want it answered.
+fn asked(mut request: GenerateRequest, args: &ChatArgs) -> Result<GenerateRequest, Failure> {
+    request.sampling = Sampling {
         temperature: args.temperature,
         seed: args.seed,
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
         ..Sampling::default()
+    };
+    request.constraint = constraint(args)?;
+    request.logprobs = args.logprobs;
+    request.truncate = if args.truncate_oldest { Truncate::Oldest } else { Truncate::Error };
+    Ok(request)
+}
+
+fn constraint(args: &ChatArgs) -> Result<Option<Constraint>, Failure> {
+    let read = |path: &Path| {
+        std::fs::read_to_string(path)
+            .map_err(|source| Failure::Io { what: format!("cannot read {}", path.display()), source })
+    };
+    if let Some(path) = &args.schema {
+        let schema = serde_json::from_str(&read(path)?)
+            .map_err(|error| Failure::Usage(format!("{} is not JSON: {error}", path.display())))?;
+        return Ok(Some(Constraint::JsonSchema(schema)));
     }
+    args.grammar.as_deref().map(|path| Ok(Constraint::Grammar(read(path)?))).transpose()
 }

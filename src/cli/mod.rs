@@ -59,6 +59,7 @@ async fn dispatch(args: Args, output: &Output) -> Result<(), Failure> {
         Command::Demo(demo) => demo::demo(&common, &demo, output).await,
         Command::Chat(chat) => chat::chat(&common, &chat, output).await,
         Command::Embed(embed) => requests::embed(&common, &embed, output).await,
+        Command::Rerank(rerank) => requests::rerank(&common, &rerank, output).await,
         Command::Route(route) => requests::route(&common, &route, output).await,
         Command::Run(run) => run::run(&common, &run, output).await,
         Command::Ps => ps::ps(&common, output).await,

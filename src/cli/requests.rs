@@ -2,7 +2,7 @@ use serde::Serialize;
 
 use sarai::Provenance;
 
-use super::args::{Common, EmbedArgs, RouteArgs};
+use super::args::{Common, EmbedArgs, RerankArgs, RouteArgs};
 use super::chat::INTERACTIVE;
 use super::exit::Failure;
 use super::output::Output;
@@ -31,6 +31,40 @@ pub(super) async fn embed(common: &Common, args: &EmbedArgs, output: &Output) ->
         prompt_tokens: embeddings.prompt_tokens,
         provenance: &provenance,
     })?;
+    session.close().await;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Reranked<'a> {
+    model: &'a str,
+    /// Best first.
+    documents: Vec<Ranked<'a>>,
+    #[serde(flatten)]
+    provenance: &'a Provenance,
+}
+
+#[derive(Serialize)]
+struct Ranked<'a> {
+    /// Its place among the arguments, from 0.
+    index: usize,
+    score: f32,
+    text: &'a str,
+}
+
+pub(super) async fn rerank(common: &Common, args: &RerankArgs, output: &Output) -> Result<(), Failure> {
+    let session = Session::open(common, output)?;
+    let model = session.sarai.pool().handle(&args.model)?;
+    let (scores, provenance) = model.rerank(args.query.clone(), args.documents.clone(), INTERACTIVE).await?;
+    let ranked = |(index, (score, text)): (usize, (f32, &'_ String))| (index, score, text.clone());
+    let mut order: Vec<_> = scores.into_iter().zip(&args.documents).enumerate().map(ranked).collect();
+    order.sort_by(|a, b| b.1.total_cmp(&a.1));
+    for (_, score, text) in &order {
+        output.line(&format!("{score:.4} {text}"))?;
+    }
+    let documents =
+        order.iter().map(|(index, score, text)| Ranked { index: *index, score: *score, text }).collect();
+    output.object(&Reranked { model: &args.model, documents, provenance: &provenance })?;
     session.close().await;
     Ok(())
 }

@@ -82,7 +82,15 @@ pub(super) fn suits(header: &Header, purpose: Capability) -> Result<(), Error> {
         {
             unsuitable("it has no classification head (cls tensors)")
         }
-        Capability::Generate | Capability::Embed | Capability::Classify => Ok(()),
+        Capability::Rerank
+            if header.tensor("cls.weight").is_none() && header.tensor("cls.output.weight").is_none() =>
+        {
+            unsuitable("it has no head that scores (cls tensors)")
+        }
+        Capability::Rerank if labels(header).len() > 1 => {
+            unsuitable("it scores several labels; give it role: router")
+        }
+        Capability::Generate | Capability::Embed | Capability::Classify | Capability::Rerank => Ok(()),
     }
 }
 

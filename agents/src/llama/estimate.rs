@@ -5,9 +5,10 @@ use sarai_core::memory::Estimate;
 use sarai_core::request::Capability;
 use sarai_core::units::Bytes;
 
-use super::GgufSettings;
 use super::check::is_encoder;
+use super::context::{self, Pooling};
 use super::header::{Header, Value};
+use super::{GgufSettings, encoder, engine, runtime};
 
 /// Tokens that are computed in one step while a prompt is read. Small enough for a cancel to be heard soon, large
 /// enough to cost little speed.
@@ -47,15 +48,55 @@ pub(super) fn estimate(header: &Header, settings: &GgufSettings, available: Byte
 
 fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate {
     let shape = Shape::of(header);
-    let step = u128::from(step(header, settings.purpose, n_ctx));
+    let made = self::shape(header, settings, n_ctx);
+    let (step, outputs) = (made.n_batch, made.n_outputs.unwrap_or(made.n_batch));
+    let kv = || shape.kv_bytes(header, n_ctx.into(), made.n_seq.into());
     Estimate {
-        weights: weights(header, settings.weights),
-        kv: if is_encoder(header) { Bytes::ZERO } else { shape.kv_bytes(header, u128::from(n_ctx)) },
-        compute: shape.compute_bytes(step, u128::from(n_ctx), !is_encoder(header)),
+        weights: weights(header, settings.weights) + adapters(settings),
+        kv: if is_encoder(header) { Bytes::ZERO } else { kv() },
+        compute: shape.compute_bytes(
+            step.into(),
+            n_ctx.into(),
+            if is_encoder(header) { 0 } else { outputs.into() },
+        ),
         projector: Bytes::ZERO,
         overhead: Bytes(overhead(header)),
         n_ctx: Some(n_ctx),
     }
+}
+
+/// The context that is made for a file.
+pub(super) fn shape(header: &Header, settings: &GgufSettings, n_ctx: u32) -> context::Shape {
+    let generates = settings.purpose == Capability::Generate;
+    let n_seq = if generates { engine::sequences(settings.parallel()) } else { encoder::TEXTS };
+    context::Shape {
+        n_ctx,
+        // llama.cpp plans a step of equal parts for all sequences.
+        n_batch: step(header, settings.purpose, n_ctx).next_multiple_of(n_seq),
+        n_seq,
+        // One for each; only some of them run at once.
+        n_outputs: generates.then_some(n_seq),
+        threads: settings.threads.unwrap_or_else(runtime::cpus),
+        pooling: match settings.purpose {
+            Capability::Generate => None,
+            // A model without a pooling of its own, as most that generate.
+            Capability::Embed if header.int("{arch}.pooling_type").is_none_or(|pooling| pooling == 0) => {
+                Some(Pooling::Mean)
+            }
+            Capability::Embed => Some(Pooling::Own),
+            Capability::Classify | Capability::Rerank => Some(Pooling::Rank),
+        },
+    }
+}
+
+/// Adapters are small, and held in memory whole. One that cannot be read fails the load, with its name.
+fn adapters(settings: &GgufSettings) -> Bytes {
+    settings
+        .lora
+        .iter()
+        .filter_map(|(path, _)| std::fs::metadata(path).ok())
+        .map(|file| Bytes(file.len()))
+        .sum()
 }
 
 /// Tokens in one step: all at once for whole texts, a chunk for prompts.
@@ -129,8 +170,8 @@ impl Shape {
     }
 
     /// Keys and values of every attention block for each token of the context; for a convolution block (no KV heads)
-    /// its state, which does not grow with the context.
-    fn kv_bytes(&self, header: &Header, n_ctx: u128) -> Bytes {
+    /// its state, which every sequence has one of and which does not grow with the context.
+    fn kv_bytes(&self, header: &Header, n_ctx: u128, n_seq: u128) -> Bytes {
         // llama.cpp rounds the cache up to a multiple of 256 cells.
         let cells = n_ctx.next_multiple_of(256);
         let head = self.width / self.heads;
@@ -138,7 +179,7 @@ impl Shape {
         let value = header.int("{arch}.attention.value_length").map_or(head, u128::from);
         let state = header.int("{arch}.shortconv.l_cache").map_or(0, u128::from) * self.width * 4;
         let block = |block| match kv_heads(header, block, self.heads) {
-            0 => state,
+            0 => state * n_seq,
             heads => heads * (key + value) * KV_ELEMENT * cells,
         };
         bytes((0..self.blocks).map(block).sum())
@@ -146,11 +187,11 @@ impl Shape {
 
     /// The largest intermediate results that can be alive together in a step: states and the feed-forward's halves,
     /// the attention's scores, the logits. F32.
-    fn compute_bytes(&self, step: u128, n_ctx: u128, has_logits: bool) -> Bytes {
+    fn compute_bytes(&self, step: u128, n_ctx: u128, outputs: u128) -> Bytes {
         let states = step * (8 * self.width + 3 * self.feed_forward) * 4;
         let scores = 2 * step * n_ctx * self.heads * 4;
-        // The graph is planned for logits of every token of a step. Encoders have none.
-        let logits = if has_logits { step * self.vocabulary * 4 } else { 0 };
+        // Once in the graph, once where they are read.
+        let logits = 2 * outputs * self.vocabulary * 4;
         bytes(states + scores + logits)
     }
 }
@@ -190,11 +231,7 @@ mod tests {
         model.write_to(&path).unwrap();
         let header = Header::read(&path).unwrap();
         let purpose = if is_encoder(&header) { Capability::Embed } else { Capability::Generate };
-        estimate(
-            &header,
-            &GgufSettings { path, purpose, context, weights: Weights::Auto, threads: None },
-            available,
-        )
+        estimate(&header, &GgufSettings { context, ..GgufSettings::new(path, purpose) }, available)
     }
 
     const ANY: Context = Context::Auto { min: 1, max: u32::MAX };
@@ -222,13 +259,7 @@ mod tests {
             tensors: vec![TensorInfo { name: "w".to_owned(), shape: vec![], kind: 0, bytes: 1_000_000_000 }],
         };
         let n_ctx = |context, gb| {
-            let settings = GgufSettings {
-                path: header.path.clone(),
-                purpose: Capability::Generate,
-                context,
-                weights: Weights::Auto,
-                threads: None,
-            };
+            let settings = GgufSettings { context, ..GgufSettings::new(&header.path, Capability::Generate) };
             estimate(&header, &settings, Bytes::from_gb(gb)).n_ctx.unwrap()
         };
         assert_eq!(n_ctx(ANY, 9.0), 8000);

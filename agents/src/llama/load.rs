@@ -1,76 +1,138 @@
-use std::ffi::{CString, c_void};
-use std::num::NonZeroU32;
-use std::path::Path;
+//! Loading a file's weights. Two models on one file, held in the same way, share them.
 
-use llama_cpp_2::context::LlamaContext;
-use llama_cpp_2::context::params::{LlamaContextParams, LlamaPoolingType};
+use std::collections::BTreeMap;
+use std::ffi::c_void;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::SystemTime;
+
 use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::sampling::LlamaSampler;
+use llguidance::ParserFactory;
 use sarai_core::backend::LoadRequest;
 use sarai_core::config::Weights;
-use sarai_core::request::Capability;
 
-use super::GgufSettings;
-use super::header::Header;
-use super::{estimate, runtime};
+use super::context::c_path;
+use super::{GgufSettings, runtime};
 use crate::Error;
 
-/// Loads a file whose header was checked, with progress, until its caller stops it.
-pub(super) fn model(settings: &GgufSettings, request: &LoadRequest) -> Result<LlamaModel, Error> {
-    let _backend = runtime::backend()?;
-    let mut on_progress = |fraction: f32| {
-        (request.progress)(fraction);
-        !request.cancel.is_cancelled()
-    };
-    if !on_progress(0.0) {
-        return Err(Error::LoadCancelled { path: settings.path.clone() });
-    }
-    let loaded = load(&settings.path, settings.weights, &mut on_progress);
-    loaded.ok_or_else(|| {
-        let path = settings.path.clone();
-        if request.cancel.is_cancelled() { Error::LoadCancelled { path } } else { Error::LoadFailed { path } }
-    })
+/// A file's weights and vocabulary in memory. The last one who holds it frees them.
+pub(super) struct Loaded {
+    model: LlamaModel,
+    path: PathBuf,
+    /// Held by whoever changes the model, as making a context may.
+    changes: Mutex<()>,
+    /// The vocabulary as JSON schemas need it; made on first use, because that takes a while.
+    schemas: OnceLock<Result<ParserFactory, String>>,
 }
 
-/// A context for what the model is wanted for.
-pub(super) fn context<'a>(
-    model: &'a LlamaModel,
-    header: &Header,
-    settings: &GgufSettings,
-    n_ctx: u32,
-) -> Result<LlamaContext<'a>, Error> {
-    let threads = i32::try_from(settings.threads.unwrap_or_else(runtime::cpus)).unwrap_or(1);
-    let step = estimate::step(header, settings.purpose, n_ctx);
-    let mut params = LlamaContextParams::default()
-        .with_n_ctx(NonZeroU32::new(n_ctx))
-        .with_n_batch(step)
-        .with_n_ubatch(step)
-        .with_n_seq_max(1)
-        .with_n_threads(threads)
-        .with_n_threads_batch(threads)
-        .with_no_perf(true)
-        .with_embeddings(settings.purpose != Capability::Generate);
-    match settings.purpose {
-        // A model without a pooling of its own, as most that generate.
-        Capability::Embed if header.int("{arch}.pooling_type").is_none_or(|pooling| pooling == 0) => {
-            params = params.with_pooling_type(LlamaPoolingType::Mean);
+/// What two loads have to have in common to share their weights: the same file, unchanged, held in the same way.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Identity {
+    path: PathBuf,
+    bytes: u64,
+    modified: Option<SystemTime>,
+    repacked: bool,
+}
+
+impl Loaded {
+    /// Loads a file whose header was checked, with progress, until its caller stops it. Where the same weights are
+    /// loaded already, they are shared.
+    pub(super) fn load(settings: &GgufSettings, request: &LoadRequest) -> Result<Arc<Self>, Error> {
+        let _backend = runtime::backend()?;
+        let mut on_progress = |fraction: f32| {
+            (request.progress)(fraction);
+            !request.cancel.is_cancelled()
+        };
+        let path = settings.path.clone();
+        if !on_progress(0.0) {
+            return Err(Error::LoadCancelled { path });
         }
-        Capability::Classify => params = params.with_pooling_type(LlamaPoolingType::Rank),
-        Capability::Generate | Capability::Embed => {}
+        let identity = Identity::of(settings)?;
+        if let Some(shared) = shared().get(&identity).and_then(Weak::upgrade) {
+            on_progress(1.0);
+            return Ok(shared);
+        }
+        let Some(model) = load(&settings.path, identity.repacked, &mut on_progress) else {
+            let cancelled = request.cancel.is_cancelled();
+            return Err(if cancelled { Error::LoadCancelled { path } } else { Error::LoadFailed { path } });
+        };
+        let loaded = Arc::new(Self { model, path, changes: Mutex::new(()), schemas: OnceLock::new() });
+        let mut shared = shared();
+        shared.retain(|_, held| held.strong_count() > 0);
+        shared.insert(identity, Arc::downgrade(&loaded));
+        Ok(loaded)
     }
-    model.new_context(runtime::backend()?, params).map_err(|source| Error::ContextFailed {
-        path: settings.path.clone(),
-        n_ctx,
-        source,
-    })
+
+    pub(super) fn model(&self) -> &LlamaModel {
+        &self.model
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Does what may change the model, while nobody else does.
+    pub(super) fn changing<T>(&self, change: impl FnOnce(NonNull<llama_cpp_sys_2::llama_model>) -> T) -> T {
+        // Nothing that it guards is left half done by a panic.
+        let _changing = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        change(self.raw())
+    }
+
+    #[expect(unsafe_code, reason = "the binding does not give its pointer")]
+    fn raw(&self) -> NonNull<llama_cpp_sys_2::llama_model> {
+        // SAFETY: `LlamaModel` is a transparent wrapper of this very pointer; the binding's version is pinned.
+        unsafe { *std::ptr::from_ref(&self.model).cast() }
+    }
+
+    /// Reads JSON schemas for this vocabulary.
+    pub(super) fn schemas(&self) -> Result<&ParserFactory, Error> {
+        let made = self.schemas.get_or_init(|| {
+            let tokens = LlamaSampler::llguidance_tok_env(&self.model);
+            let mut factory = ParserFactory::new_simple(&tokens).map_err(|error| error.to_string())?;
+            factory.quiet();
+            Ok(factory)
+        });
+        made.as_ref().map_err(|reason| Error::BadSchema { reason: reason.clone() })
+    }
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    fn of(settings: &GgufSettings) -> Result<Self, Error> {
+        let path = &settings.path;
+        let read = |source| Error::ReadFile { path: path.clone(), source };
+        let metadata = std::fs::metadata(path).map_err(read)?;
+        Ok(Self {
+            path: std::fs::canonicalize(path).map_err(read)?,
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+            repacked: settings.weights == Weights::Repack,
+        })
+    }
+}
+
+/// The weights in memory. A load that runs beside one of the same file, in the other lane, is not shared: it costs
+/// memory that both have reserved, and nothing else.
+fn shared() -> std::sync::MutexGuard<'static, BTreeMap<Identity, Weak<Loaded>>> {
+    static SHARED: Mutex<BTreeMap<Identity, Weak<Loaded>>> = Mutex::new(BTreeMap::new());
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Loads a model with the weights held as asked; `None` where llama.cpp refuses the file or `on_progress` says to stop.
 ///
-/// `mmap` is the plain map of the file, without the second copy that llama.cpp repacks for the CPU by default; that
-/// copy can only be left out through `use_extra_bufts`, which the binding has no setter for. `repack` has the copy and
-/// not the map.
+/// A plain map of the file does without the second copy that llama.cpp repacks for the CPU by default; that copy can only
+/// be left out through `use_extra_bufts`, which the binding has no setter for. Repacked weights are the copy without the
+/// map.
 #[expect(unsafe_code, reason = "the binding cannot switch repacking off")]
-fn load(path: &Path, weights: Weights, on_progress: &mut dyn FnMut(f32) -> bool) -> Option<LlamaModel> {
+fn load(path: &Path, repacked: bool, on_progress: &mut dyn FnMut(f32) -> bool) -> Option<LlamaModel> {
     unsafe extern "C" fn trampoline(fraction: f32, callback: *mut c_void) -> bool {
         // SAFETY: `callback` is the pointer given below; it lives until the load returns, and llama.cpp calls this from
         // the loading thread only.
@@ -78,14 +140,13 @@ fn load(path: &Path, weights: Weights, on_progress: &mut dyn FnMut(f32) -> bool)
         callback(fraction)
     }
 
-    let path = CString::new(path.to_str()?).ok()?;
+    let path = c_path(path)?;
     let mut callback = on_progress;
     // SAFETY: plain function that returns a struct of defaults.
     let mut params = unsafe { llama_cpp_sys_2::llama_model_default_params() };
-    let repack = weights == Weights::Repack;
-    params.use_extra_bufts = repack;
+    params.use_extra_bufts = repacked;
     params.load_mode =
-        if repack { llama_cpp_sys_2::LLAMA_LOAD_MODE_NONE } else { llama_cpp_sys_2::LLAMA_LOAD_MODE_MMAP };
+        if repacked { llama_cpp_sys_2::LLAMA_LOAD_MODE_NONE } else { llama_cpp_sys_2::LLAMA_LOAD_MODE_MMAP };
     params.progress_callback = Some(trampoline);
     params.progress_callback_user_data = std::ptr::from_mut(&mut callback).cast();
     // SAFETY: llama.cpp was started (`runtime::backend`), the path is a C string, and the parameters hold no pointer

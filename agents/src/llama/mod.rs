@@ -1,20 +1,33 @@
 //! GGUF files in this process, through llama.cpp.
 //!
 //! The way of a file: its header is read and checked (`header.rs`, `check.rs`), its size estimated (`estimate.rs`), it is
-//! loaded on a thread of its own (`load.rs`), which then works off its requests one at a time (`worker.rs`).
+//! loaded (`load.rs`) on a thread of its own (`thread.rs`) into a context (`context.rs`). A model that generates then
+//! serves all its requests in one loop (`engine/`, behind `generator.rs`), as does one that reads whole texts
+//! (`encoder.rs`).
+//!
+//! The way of a request for text: template and tokens (`prompt.rs`, `template.rs`), the loop, and for each token its
+//! choice (`sampling.rs`, `constrain.rs`) and its text (`text.rs`, `tools.rs`).
 
 mod check;
-mod embed;
+mod constrain;
+mod context;
+mod encoder;
+mod engine;
 mod estimate;
-mod generate;
+mod generator;
 mod header;
 mod load;
 mod measure;
+mod prompt;
 mod runtime;
 mod sampling;
+mod sessions;
 mod template;
 mod text;
-mod worker;
+mod thread;
+mod tools;
+
+pub use sessions::SessionStore;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,7 +48,7 @@ use header::Header;
 pub struct GgufSettings {
     /// The file.
     pub path: PathBuf,
-    /// What it is wanted for: [`Capability::Generate`], [`Capability::Embed`] or [`Capability::Classify`].
+    /// What it is wanted for.
     pub purpose: Capability,
     /// The context length.
     pub context: Context,
@@ -43,10 +56,43 @@ pub struct GgufSettings {
     pub weights: Weights,
     /// CPU threads; `None` takes all that this process may use.
     pub threads: Option<usize>,
+    /// Requests that may run at once; `None` is 4 for a model that generates, else 16. They share the context.
+    pub parallel: Option<usize>,
+    /// LoRA adapters, and the scale of each.
+    pub lora: Vec<(PathBuf, f32)>,
+    /// Where conversations are kept when they have to leave the context; `None` keeps none.
+    pub sessions: Option<Arc<SessionStore>>,
 }
 
-/// Requests to an embedding model or classifier that may stand at its thread: each is over quickly.
-const HELPER_PARALLEL: usize = 8;
+impl GgufSettings {
+    /// A file for a purpose, all else by default: a context by free memory, no adapters, no session store.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>, purpose: Capability) -> Self {
+        Self {
+            path: path.into(),
+            purpose,
+            context: Context::Auto { min: 1000, max: 8000 },
+            weights: Weights::Auto,
+            threads: None,
+            parallel: None,
+            lora: Vec::new(),
+            sessions: None,
+        }
+    }
+
+    /// Requests that may run at once.
+    fn parallel(&self) -> u32 {
+        let default = if self.purpose == Capability::Generate { LLM_PARALLEL } else { encoder::TEXTS };
+        self.parallel
+            .map_or(default, |parallel| u32::try_from(parallel).unwrap_or(u32::MAX))
+            .clamp(1, MOST_PARALLEL)
+    }
+}
+
+/// Requests that a model that generates takes at once: each of them gets slower with every other one.
+const LLM_PARALLEL: u32 = 4;
+/// llama.cpp has 256 sequences for a context (`LLAMA_MAX_SEQ`), some of which are kept for later requests.
+const MOST_PARALLEL: u32 = 64;
 
 /// Runs one GGUF file.
 #[derive(Debug)]
@@ -73,7 +119,7 @@ impl Backend for GgufBackend {
     }
 
     fn parallel(&self) -> usize {
-        if self.settings.purpose == Capability::Generate { 1 } else { HELPER_PARALLEL }
+        self.settings.parallel() as usize
     }
 
     async fn estimate(&self, available: Bytes) -> Result<Estimate, Failure> {
@@ -89,8 +135,13 @@ impl Backend for GgufBackend {
         let settings = Arc::clone(&self.settings);
         // The file may have changed since its size was asked for: what llama.cpp gets to see is checked again.
         let header = blocking(move || read_header(&settings)).await?;
-        let model = worker::start(Arc::clone(&self.settings), header, request).await?;
-        Ok(Arc::new(model))
+        let settings = Arc::clone(&self.settings);
+        Ok(match self.settings.purpose {
+            Capability::Generate => Arc::new(generator::Generator::load(settings, header, request).await?),
+            Capability::Embed | Capability::Classify | Capability::Rerank => {
+                Arc::new(encoder::Encoder::load(settings, header, request).await?)
+            }
+        })
     }
 }
 

@@ -1,9 +1,11 @@
-//! What this process has once for all models: llama.cpp itself, the turns of loads, the CPUs.
+//! What this process has once for all models: llama.cpp itself, the turns of loads, the CPUs and who gets how many.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use llama_cpp_2::LogOptions;
 use llama_cpp_2::llama_backend::LlamaBackend;
+use sarai_core::request::Capability;
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::Error;
@@ -44,7 +46,8 @@ impl LoadTurn {
     }
 }
 
-/// A load or a request in progress. Either makes the process grow, a request by touching buffers for the first time.
+/// A load or a step in progress. Either makes the process grow, a step by touching buffers for the first time.
+#[derive(Debug)]
 struct Activity {
     /// How many had begun, this one included.
     number: u64,
@@ -72,10 +75,54 @@ impl Activity {
     }
 }
 
-/// Does a request's work. It is over before anyone hears of its result, so that a load that follows is alone.
-pub(super) fn active<T>(work: impl FnOnce() -> T) -> T {
-    let _activity = Activity::begin();
-    work()
+/// Whether steps are computed by GNU OpenMP's threads. These are counted for the whole process and stop spinning when
+/// there are more of them than CPUs, so that several models compute side by side at full threads. ggml's own threads spin
+/// whatever happens: models then share the CPUs out.
+pub(super) const GNU_OPENMP: bool = cfg!(all(feature = "openmp", target_os = "linux", target_env = "gnu"));
+
+/// A step in progress.
+#[derive(Debug)]
+pub(super) struct Computing {
+    _activity: Activity,
+    threads: usize,
+}
+
+static COMPUTING: AtomicUsize = AtomicUsize::new(0);
+
+impl Computing {
+    /// Begins a step of a model that would like so many threads.
+    pub(super) fn begin(threads: usize) -> Self {
+        let models = COMPUTING.fetch_add(1, Ordering::Relaxed) + 1;
+        let threads = if GNU_OPENMP { threads } else { (threads / models).max(1) };
+        Self { _activity: Activity::begin(), threads }
+    }
+
+    /// How many it gets.
+    pub(super) fn threads(&self) -> usize {
+        self.threads
+    }
+}
+
+impl Drop for Computing {
+    fn drop(&mut self) {
+        COMPUTING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How much an LLM's threads stand back behind a helper's, in the system's niceness.
+const LLM_NICENESS: i32 = 10;
+
+/// Sets the priority of this thread, and of those that it starts: an LLM's stand back, so that an embedding or a
+/// classification, which someone waits for, is quick beside an LLM that keeps all CPUs busy for minutes.
+pub(super) fn set_priority(purpose: Capability) {
+    if purpose != Capability::Generate {
+        return;
+    }
+    // Linux has a niceness for each thread; elsewhere it would be the whole process's.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, LLM_NICENESS) {
+        tracing::debug!(%error, "the priority of an LLM's threads stays as it is");
+    }
 }
 
 impl Drop for Activity {

@@ -1,9 +1,14 @@
 //! The model's own chat template, which is Jinja, by minijinja.
 
+use std::io;
+
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, State, context};
-use sarai_core::request::Message;
+use sarai_core::request::{Message, Tool, ToolCall};
+use serde::Serialize;
+
+use super::tools;
 
 /// Steps that a template may take. A real one takes some tens for each message; one that never ends stops here.
 const FUEL: u64 = 50_000_000;
@@ -11,7 +16,7 @@ const FUEL: u64 = 50_000_000;
 /// For models without a template of their own: each message under its role, in the markers most models know.
 const CHATML: &str = "{% for message in messages %}\
     {{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}\
-    {% endfor %}{{ '<|im_start|>assistant\n' }}";
+    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /// The words that a template may use for the first and the last token.
 #[derive(Debug)]
@@ -20,14 +25,21 @@ pub(super) struct Markers {
     pub(super) eos: String,
 }
 
-/// The prompt for a conversation, up to where the model is to speak.
-pub(super) fn render(
-    template: Option<&str>,
-    messages: &[Message],
-    markers: &Markers,
-) -> Result<String, Error> {
-    let message = |m: &Message| context! { role => m.role.as_str(), content => m.content.as_str() };
+/// What a template is given.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conversation<'a> {
+    pub(super) messages: &'a [Message],
+    pub(super) tools: &'a [Tool],
+    pub(super) markers: &'a Markers,
+    /// Whether the model is to speak next.
+    pub(super) to_be_answered: bool,
+}
+
+/// The text of a conversation, up to where the model is to speak.
+pub(super) fn render(template: Option<&str>, conversation: &Conversation<'_>) -> Result<String, Error> {
+    let Conversation { messages, tools, markers, to_be_answered } = *conversation;
     let messages: Vec<Value> = messages.iter().map(message).collect();
+    let tools: Vec<Value> = tools.iter().map(|tool| Value::from(Serde(tools::described(tool)))).collect();
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_fuel(Some(FUEL));
@@ -36,12 +48,62 @@ pub(super) fn render(
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment.add_function("strftime_now", |format: String| strftime(&format));
+    environment.add_filter("tojson", python_json);
     environment.template_from_str(template.unwrap_or(CHATML))?.render(context! {
         messages => messages,
-        add_generation_prompt => true,
+        tools => if tools.is_empty() { Value::from(()) } else { Value::from(tools) },
+        add_generation_prompt => to_be_answered,
         bos_token => markers.bos.as_str(),
         eos_token => markers.eos.as_str(),
     })
+}
+
+/// A message as templates know it: keys that do not apply are absent, because templates ask for them.
+fn message(message: &Message) -> Value {
+    let mut fields =
+        vec![("role", Value::from(message.role.as_str())), ("content", message.content.as_str().into())];
+    if !message.tool_calls.is_empty() {
+        let call = |call: &ToolCall| {
+            let function =
+                context! { name => call.name.as_str(), arguments => Value::from(Serde(&call.arguments)) };
+            context! { type => "function", function => function }
+        };
+        fields.push(("tool_calls", message.tool_calls.iter().map(call).collect()));
+    }
+    fields.extend(message.tool_name.as_deref().map(|name| ("name", Value::from(name))));
+    Value::from_pairs(fields)
+}
+
+/// JSON as Python writes it: with a blank after commas and colons. Models were trained on that.
+fn python_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let mut written = Vec::new();
+    let done = match indent {
+        Some(width) => {
+            let blanks = vec![b' '; width.min(16)];
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(&blanks);
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut written, pretty))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut written, Spaced)),
+    };
+    done.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+    Ok(Value::from_safe_string(String::from_utf8_lossy(&written).into_owned()))
+}
+
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
 }
 
 /// The methods of Python's strings and dictionaries that templates call.
@@ -157,7 +219,41 @@ mod tests {
     }
 
     fn say(template: &str) -> Result<String, Error> {
-        render(Some(template), &[Message::system(" Be brief. "), Message::user("Hi")], &markers())
+        let messages = [Message::system(" Be brief. "), Message::user("Hi")];
+        say_with(Some(template), &messages, &[])
+    }
+
+    fn say_with(template: Option<&str>, messages: &[Message], tools: &[Tool]) -> Result<String, Error> {
+        render(template, &Conversation { messages, tools, markers: &markers(), to_be_answered: true })
+    }
+
+    #[test]
+    fn tools_their_calls_and_results_reach_the_template_as_python_would_write_them() {
+        let tool = Tool {
+            name: "weather".into(),
+            description: "<now>".into(),
+            parameters: serde_json::json!({ "type": "object", "properties": {} }),
+        };
+        let call = ToolCall {
+            name: "weather".into(),
+            arguments: serde_json::json!({ "city": "Alcalá" }).as_object().unwrap().clone(),
+        };
+        let messages =
+            [Message::assistant("").with_tool_calls(vec![call]), Message::tool("weather", "sunny")];
+        let template = "{% if tools %}{{ tools | tojson }}{% endif %}\
+            {% for m in messages %}{% for c in m.tool_calls or [] %}|{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}\
+            {% if m.role == 'tool' %}|{{ m.name }}={{ m.content }}{% endif %}{% endfor %}";
+        let text = say_with(Some(template), &messages, std::slice::from_ref(&tool)).unwrap();
+        assert_eq!(
+            text,
+            "[{\"type\": \"function\", \"function\": {\"name\": \"weather\", \"description\": \"<now>\", \
+             \"parameters\": {\"type\": \"object\", \"properties\": {}}}}]\
+             |weather{\"city\": \"Alcalá\"}|weather=sunny"
+        );
+        assert_eq!(
+            say_with(Some("{% if tools %}x{% endif %}{{ tools is none }}"), &messages, &[]).unwrap(),
+            "True"
+        );
     }
 
     #[test]
@@ -190,7 +286,7 @@ mod tests {
 
     #[test]
     fn without_a_template_the_messages_stand_under_their_roles() {
-        let text = render(None, &[Message::user("Hi")], &markers()).unwrap();
+        let text = say_with(None, &[Message::user("Hi")], &[]).unwrap();
         assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
     }
 

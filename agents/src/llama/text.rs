@@ -82,7 +82,7 @@ impl Stops {
 }
 
 /// The length of the longest end of `text` that is a beginning of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len().saturating_sub(1));
     let at_boundary = |&length: &usize| stop.is_char_boundary(length);
     (1..=longest).rev().filter(at_boundary).find(|&length| text.ends_with(&stop[..length])).unwrap_or(0)

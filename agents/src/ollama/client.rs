@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use sarai_core::config::HostConfig;
-use sarai_core::request::{Embeddings, GenerateRequest, Prompt, TokenStream};
+use sarai_core::request::{Constraint, Embeddings, GenerateRequest, Prompt, TokenStream, Truncate};
 use sarai_core::units::HostName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -169,18 +169,27 @@ impl Client {
         }
         let deadlines = self.deadlines();
         let running = self.turn(&deadlines).await?;
+        let format = match &request.constraint {
+            Some(Constraint::JsonSchema(schema)) => Some(schema),
+            Some(Constraint::Grammar(_)) => {
+                return Err(Error::Contradiction { what: "an Ollama knows JSON schemas, and no grammars" });
+            }
+            None => None,
+        };
         let (path, messages, prompt) = match &request.prompt {
-            Prompt::Chat(messages) => ("api/chat", Some(messages.as_slice()), None),
+            Prompt::Chat(messages) => ("api/chat", Some(messages.iter().map(Into::into).collect()), None),
             Prompt::Raw(text) => ("api/generate", None, Some(text.as_str())),
         };
         let mut body = TextRequest {
             model,
             messages,
+            tools: request.tools.iter().map(Into::into).collect(),
+            format,
             prompt,
             raw: prompt.map(|_| true),
             stream: true,
             think: Some(false),
-            truncate: false,
+            truncate: request.truncate == Truncate::Oldest,
             shift: false,
             keep_alive: self.keep_alive(),
             options: Options::sampling(n_ctx, &request.sampling),

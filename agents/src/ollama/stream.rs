@@ -4,7 +4,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use reqwest::Response;
-use sarai_core::request::{Completion, Delta, FinishReason, TokenStream};
+use sarai_core::request::{Completion, Delta, FinishReason, TokenStream, ToolCall};
 use sarai_core::units::HostName;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -109,6 +109,7 @@ pub(super) fn tokens(
         pieces: Pieces::new(host, response, deadlines),
         splitter: Splitter::default(),
         lines: VecDeque::new(),
+        calls: Vec::new(),
         done: None,
         ended: false,
         _running: running,
@@ -125,6 +126,8 @@ struct AnswerLines {
     splitter: Splitter,
     lines: VecDeque<Vec<u8>>,
     /// The end, once it has come and while its text goes before it.
+    /// Tools that the model has called so far.
+    calls: Vec<ToolCall>,
     done: Option<Completion>,
     ended: bool,
     _running: OwnedSemaphorePermit,
@@ -176,18 +179,25 @@ impl AnswerLines {
     }
 
     fn delta(&mut self, line: &[u8]) -> Result<Option<Delta>, Error> {
-        let Ok(line) = serde_json::from_slice::<Line>(line) else {
+        let Ok(mut line) = serde_json::from_slice::<Line>(line) else {
             let shown: String = String::from_utf8_lossy(line).trim().chars().take(200).collect();
             return Err(self.not_ollama(shown));
         };
-        if let Some(message) = line.error {
+        if let Some(message) = line.error.take() {
             return Err(Error::HostReported { host: self.host.clone(), message });
         }
         if matches!(line.done_reason.as_deref(), Some("load" | "unload")) {
             return Err(self.not_ollama("a load instead of an answer".to_owned()));
         }
-        if line.done {
-            self.done = Some(completion(&line));
+        let done = line.done.then(|| completion(&line));
+        if let Some(message) = &mut line.message {
+            self.calls.extend(message.tool_calls.drain(..).map(|call| call.function));
+        }
+        if let Some(completion) = done {
+            let tool_calls = std::mem::take(&mut self.calls);
+            let finish_reason =
+                if tool_calls.is_empty() { completion.finish_reason } else { FinishReason::ToolCalls };
+            self.done = Some(Completion { finish_reason, tool_calls, ..completion });
         }
         // The last line may bring the last text with it.
         let text = line.message.map(|message| message.content).or(line.response).unwrap_or_default();
@@ -200,16 +210,16 @@ impl AnswerLines {
 }
 
 fn completion(line: &Line) -> Completion {
+    let finish_reason = match line.done_reason.as_deref() {
+        Some("length") => FinishReason::Length,
+        _ => FinishReason::Stop,
+    };
+    // Whether it cut the prompt, the host does not say.
     Completion {
-        finish_reason: match line.done_reason.as_deref() {
-            Some("length") => FinishReason::Length,
-            _ => FinishReason::Stop,
-        },
-        // The host does not say whether it cut the prompt.
-        truncated: false,
         prompt_tokens: line.prompt_eval_count,
         completion_tokens: line.eval_count,
         decode_time: line.eval_duration.map(Duration::from_nanos),
+        ..Completion::new(finish_reason)
     }
 }
 

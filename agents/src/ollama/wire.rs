@@ -1,6 +1,6 @@
 //! The shapes of Ollama's native API, as far as it is used. Unknown fields are ignored, missing numbers tolerated.
 
-use sarai_core::request::{Message, Sampling};
+use sarai_core::request::{Message, Sampling, Tool, ToolCall};
 use serde::{Deserialize, Serialize};
 
 /// `/api/chat` or `/api/generate`.
@@ -8,7 +8,12 @@ use serde::{Deserialize, Serialize};
 pub(super) struct TextRequest<'a> {
     pub(super) model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) messages: Option<&'a [Message]>,
+    pub(super) messages: Option<Vec<WireMessage<'a>>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) tools: Vec<Described<'a>>,
+    /// A JSON schema.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) format: Option<&'a serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) prompt: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -17,13 +22,53 @@ pub(super) struct TextRequest<'a> {
     /// Always said: a thinking model thinks unless told not to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) think: Option<bool>,
-    /// Off: a conversation that is too long is an error, not silently cut.
+    /// Off unless asked for: a conversation that is too long is an error, not silently cut.
     pub(super) truncate: bool,
     /// Off: an answer ends with the context, and does not push the prompt out of it.
     pub(super) shift: bool,
     /// Seconds; as a number, because texts without a unit are refused.
     pub(super) keep_alive: u64,
     pub(super) options: Options<'a>,
+}
+
+/// A message as the host expects it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct WireMessage<'a> {
+    role: &'static str,
+    content: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<WireCall<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_name: Option<&'a str>,
+}
+
+impl<'a> From<&'a Message> for WireMessage<'a> {
+    fn from(message: &'a Message) -> Self {
+        Self {
+            role: message.role.as_str(),
+            content: &message.content,
+            tool_calls: message.tool_calls.iter().map(|call| WireCall { function: call }).collect(),
+            tool_name: message.tool_name.as_deref(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct WireCall<'a> {
+    function: &'a ToolCall,
+}
+
+/// A tool as the host expects it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Described<'a> {
+    r#type: &'static str,
+    function: &'a Tool,
+}
+
+impl<'a> From<&'a Tool> for Described<'a> {
+    fn from(tool: &'a Tool) -> Self {
+        Self { r#type: "function", function: tool }
+    }
 }
 
 /// `/api/generate` without a prompt: loads the model, or with 0 seconds unloads it.
@@ -64,6 +109,10 @@ pub(super) struct Options<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     repeat_penalty: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    presence_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frequency_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u32>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     stop: &'a [String],
@@ -84,6 +133,8 @@ impl<'a> Options<'a> {
             top_p: sampling.top_p,
             min_p: sampling.min_p,
             repeat_penalty: sampling.repeat_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
             seed: sampling.seed,
             stop: &sampling.stop,
         }
@@ -109,6 +160,13 @@ pub(super) struct Line {
 pub(super) struct LineMessage {
     #[serde(default)]
     pub(super) content: String,
+    #[serde(default)]
+    pub(super) tool_calls: Vec<LineCall>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct LineCall {
+    pub(super) function: ToolCall,
 }
 
 /// The body of an error.

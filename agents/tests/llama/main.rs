@@ -13,7 +13,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use sarai_agents::llama::{GgufBackend, GgufSettings};
 use sarai_core::backend::{Backend, LoadRequest, Model as Loaded};
-use sarai_core::config::{Context, Weights};
+use sarai_core::config::Context;
 use sarai_core::failure::Failure;
 use sarai_core::request::{Capability, Completion, Delta, GenerateRequest, Message, Sampling, TokenStream};
 use sarai_core::units::Bytes;
@@ -36,7 +36,7 @@ fn file(model: &Model) -> ModelFile {
 
 fn settings(path: &Path, purpose: Capability) -> GgufSettings {
     let context = Context::Fixed(512);
-    GgufSettings { path: path.to_owned(), purpose, context, weights: Weights::Auto, threads: Some(1) }
+    GgufSettings { context, threads: Some(1), ..GgufSettings::new(path, purpose) }
 }
 
 async fn load(settings: GgufSettings) -> Result<Arc<dyn Loaded>, Failure> {

@@ -22,6 +22,7 @@ pub(super) fn config(
     let raw = check.read(at, raw).unwrap_or_default();
     let memory = limits::memory(raw.memory, &at.key("memory"), overrides, check);
     let queue = limits::queue(raw.queue, &at.key("queue"), check);
+    let sessions = limits::sessions(raw.sessions, &at.key("sessions"), check);
     let metrics = limits::metrics(raw.metrics, &at.key("metrics"), check);
 
     let at_hosts = at.key("hosts");
@@ -37,7 +38,16 @@ pub(super) fn config(
     let hosts = hosts::hosts(raw_hosts, implicit_is_used, &at_hosts, check);
 
     let pipelines = pipelines::pipelines(raw.pipelines, &at.key("pipelines"), &scope, check);
-    Config { hosts, models: models.by_name, router: models.router, memory, queue, metrics, pipelines }
+    Config {
+        hosts,
+        models: models.by_name,
+        router: models.router,
+        memory,
+        queue,
+        sessions,
+        metrics,
+        pipelines,
+    }
 }
 
 /// The entries of a mapping from names, each with its place; notes names that are none.

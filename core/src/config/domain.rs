@@ -24,6 +24,8 @@ pub struct Config {
     pub memory: MemoryConfig,
     /// How many requests may wait, and how long.
     pub queue: QueueConfig,
+    /// What is kept of conversations when their model is unloaded.
+    pub sessions: SessionsConfig,
     /// The Prometheus endpoint, where one is configured.
     pub metrics: Option<MetricsConfig>,
     /// Pipelines by name.
@@ -95,6 +97,10 @@ pub struct GgufConfig {
     pub weights: Weights,
     /// CPU threads; `None` takes all that the process may use.
     pub threads: Option<usize>,
+    /// Requests that may run at once; `None` leaves it to the engine.
+    pub parallel: Option<usize>,
+    /// LoRA adapters, and the scale of each.
+    pub lora: Vec<(PathBuf, f32)>,
 }
 
 /// What a model is for. Only LLMs count for `max_concurrent_llms`.
@@ -108,6 +114,8 @@ pub enum ModelRole {
     Embedding,
     /// Classifies text for the router.
     Router,
+    /// Scores documents for a query.
+    Reranker,
 }
 
 impl ModelRole {
@@ -118,6 +126,7 @@ impl ModelRole {
             Self::Llm => Capability::Generate,
             Self::Embedding => Capability::Embed,
             Self::Router => Capability::Classify,
+            Self::Reranker => Capability::Rerank,
         }
     }
 }
@@ -239,6 +248,15 @@ pub struct QueueConfig {
     pub max_waiting: usize,
     /// How long a request waits for its model unless it says otherwise.
     pub wait_timeout: Duration,
+}
+
+/// What is kept of conversations when their model is unloaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionsConfig {
+    /// The folder; `None` is one in the user's cache folder.
+    pub path: Option<PathBuf>,
+    /// How large it may grow; zero keeps nothing.
+    pub max_bytes: Bytes,
 }
 
 /// The Prometheus endpoint.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::at::At;
 use super::check::Check;
-use super::domain::{MemoryConfig, MetricsConfig, QueueConfig, Strategy};
+use super::domain::{MemoryConfig, MetricsConfig, QueueConfig, SessionsConfig, Strategy};
 use super::field::Field;
-use super::raw::{Preset, RawMemory, RawMetrics, RawQueue};
+use super::raw::{Preset, RawMemory, RawMetrics, RawQueue, RawSessions};
 use super::sources::{Overrides, Source};
 use super::values::Span;
 use crate::units::Bytes;
@@ -55,6 +55,18 @@ pub(super) fn queue(raw: Field<RawQueue>, at: &At<'_>, check: &mut Check<'_>) ->
     check.require(&at_waiting, (1..=MOST_WAITING).contains(&max_waiting), "must be from 1 to 1000000");
     let wait_timeout = positive(raw.wait_timeout, &at.key("wait_timeout"), Span::seconds(300), check);
     QueueConfig { max_waiting, wait_timeout }
+}
+
+/// A relative folder is relative to the working directory: it is the program's, not the configuration's.
+pub(super) fn sessions(raw: Field<RawSessions>, at: &At<'_>, check: &mut Check<'_>) -> SessionsConfig {
+    let raw = check.read(at, raw).unwrap_or_default();
+    let at_path = at.key("path");
+    let path = check.optional(&at_path, raw.path);
+    check.require(&at_path, path.as_ref().is_none_or(|path| !path.trim().is_empty()), "must not be empty");
+    let at_size = at.key("max_gb");
+    let gb = check.setting(&at_size, raw.max_gb, 2.0);
+    check.require(&at_size, gb.is_finite() && gb >= 0.0, "must be a size in GB, or 0");
+    SessionsConfig { path: path.map(Into::into), max_bytes: Bytes::from_gb(gb.max(0.0)) }
 }
 
 pub(super) fn metrics(raw: Field<RawMetrics>, at: &At<'_>, check: &mut Check<'_>) -> Option<MetricsConfig> {

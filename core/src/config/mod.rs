@@ -25,8 +25,8 @@ mod values;
 
 pub use domain::{
     Class, Config, Context, GgufConfig, HostConfig, InputKind, MemoryConfig, MetricsConfig, ModelConfig,
-    ModelRole, PipelineConfig, Place, QueueConfig, RouterConfig, RouterKind, StepAction, StepConfig,
-    Strategy, Weights,
+    ModelRole, PipelineConfig, Place, QueueConfig, RouterConfig, RouterKind, SessionsConfig, StepAction,
+    StepConfig, Strategy, Weights,
 };
 pub use resolved::{Resolved, Setting};
 pub use schema::json_schema;

@@ -100,7 +100,7 @@ impl Scope {
     pub(super) fn may_have_router(&self) -> bool {
         self.models.values().any(|known| match known {
             Known::SimilarityRouter | Known::Model(ModelRole::Router) | Known::Unclear => true,
-            Known::Model(ModelRole::Llm | ModelRole::Embedding) => false,
+            Known::Model(ModelRole::Llm | ModelRole::Embedding | ModelRole::Reranker) => false,
         })
     }
 
@@ -176,7 +176,7 @@ fn model(
 pub(super) fn class(field: Field<Class>, role: ModelRole, at: &At<'_>, check: &mut Check<'_>) -> Class {
     let default = match role {
         ModelRole::Llm => Class::OnDemand,
-        ModelRole::Embedding | ModelRole::Router => Class::Resident,
+        ModelRole::Embedding | ModelRole::Router | ModelRole::Reranker => Class::Resident,
     };
     check.setting(&at.key("class"), field, default)
 }
@@ -186,6 +186,7 @@ const fn role_name(role: ModelRole) -> &'static str {
         ModelRole::Llm => "llm",
         ModelRole::Embedding => "embedding",
         ModelRole::Router => "router",
+        ModelRole::Reranker => "reranker",
     }
 }
 

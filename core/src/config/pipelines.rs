@@ -231,6 +231,9 @@ fn model(given: String, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Op
     scope.model(&given, ModelRole::Llm, at, check).map(|model| model.to_string())
 }
 
+/// Penalties that are added may go either way.
+const ANY: RangeInclusive<f64> = -100.0..=100.0;
+
 fn sampling(field: Field<RawSampling>, at: &At<'_>, check: &mut Check<'_>) -> Sampling {
     let Some(raw) = check.read(at, field) else { return Sampling::default() };
     let at_max = at.key("max_tokens");
@@ -248,6 +251,8 @@ fn sampling(field: Field<RawSampling>, at: &At<'_>, check: &mut Check<'_>) -> Sa
         top_p: number(raw.top_p, 0.0..=1.0, &at.key("top_p"), check),
         min_p: number(raw.min_p, 0.0..=1.0, &at.key("min_p"), check),
         repeat_penalty,
+        presence_penalty: number(raw.presence_penalty, ANY, &at.key("presence_penalty"), check),
+        frequency_penalty: number(raw.frequency_penalty, ANY, &at.key("frequency_penalty"), check),
         seed: check.optional(&at.key("seed"), raw.seed),
         max_tokens,
         stop,

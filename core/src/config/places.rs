@@ -26,6 +26,8 @@ const SOLAR: &str = "solar";
 /// Bounds of a context length that is chosen at load, where the file gives none: the ends of the scale by free
 /// memory.
 const AUTO_CONTEXT: (u32, u32) = (1000, 8000);
+/// Each takes a sequence of the context.
+const MOST_PARALLEL: usize = 64;
 
 /// What SOLAR_PREFER_HTTP says, where it is set.
 #[derive(Debug)]
@@ -62,10 +64,12 @@ pub(super) fn places(
     let mmproj = check.optional(&at_mmproj, raw.mmproj);
     check.require(&at_mmproj, mmproj.is_none_or(|path| !path.trim().is_empty()), "must not be empty");
     let gguf = from_file.then(|| GgufConfig {
-        path: file(name, raw.path, at, check),
+        path: model_file(name, raw.path, at, check),
         context,
         weights: check.setting(&at.key("weights"), raw.weights, Weights::default()),
         threads: threads(raw.threads, &at.key("threads"), check),
+        parallel: parallel(raw.parallel, &at.key("parallel"), check),
+        lora: lora(raw.lora, &at.key("lora"), check),
     });
 
     let mut places = Vec::new();
@@ -172,6 +176,8 @@ fn note_unused(raw: &RawModel, (on_host, from_file): (bool, bool), at: &At<'_>, 
         ("mmproj", !raw.mmproj.is_absent()),
         ("weights", !raw.weights.is_absent()),
         ("threads", !raw.threads.is_absent()),
+        ("parallel", !raw.parallel.is_absent()),
+        ("lora", !raw.lora.is_absent()),
     ];
     let unused = |used: bool, backend| {
         move |(key, given): (&'static str, bool)| (given && !used).then_some((key, backend))
@@ -246,8 +252,8 @@ impl OnHosts {
     }
 }
 
-/// The model's file: beside the configuration if it is there, else in the working directory if it is there.
-fn file(name: &ModelName, field: Field<String>, at: &At<'_>, check: &mut Check<'_>) -> PathBuf {
+/// The model's file.
+fn model_file(name: &ModelName, field: Field<String>, at: &At<'_>, check: &mut Check<'_>) -> PathBuf {
     let at = at.key("path");
     let default = format!("models/{name}.gguf");
     let (given, source) = match check.read(&at, field) {
@@ -255,13 +261,18 @@ fn file(name: &ModelName, field: Field<String>, at: &At<'_>, check: &mut Check<'
         None => (default, Source::Default),
     };
     check.require(&at, !given.trim().is_empty(), "must not be empty");
-    let beside = match check.file.and_then(Path::parent) {
-        Some(folder) => beside_file(folder, Path::new(&given)),
-        None => PathBuf::from(&given),
-    };
-    let path = if !beside.exists() && Path::new(&given).exists() { PathBuf::from(given) } else { beside };
+    let path = found(&given, check);
     check.note(&at, &path, source);
     path
+}
+
+/// Beside the configuration if it is there, else in the working directory if it is there.
+fn found(given: &str, check: &Check<'_>) -> PathBuf {
+    let beside = match check.file.and_then(Path::parent) {
+        Some(folder) => beside_file(folder, Path::new(given)),
+        None => PathBuf::from(given),
+    };
+    if !beside.exists() && Path::new(given).exists() { PathBuf::from(given) } else { beside }
 }
 
 /// `given` in `folder`, without the detour of `config/../models`. Where a folder is a link, `..` leads elsewhere than
@@ -313,6 +324,28 @@ fn threads(field: Field<usize>, at: &At<'_>, check: &mut Check<'_>) -> Option<us
     let threads = check.optional(at, field);
     check.require(at, threads != Some(0), "must be 1 or more");
     threads
+}
+
+fn parallel(field: Field<usize>, at: &At<'_>, check: &mut Check<'_>) -> Option<usize> {
+    let parallel = check.optional(at, field);
+    check.require(at, parallel.is_none_or(|n| (1..=MOST_PARALLEL).contains(&n)), "must be from 1 to 64");
+    parallel
+}
+
+fn lora(
+    field: Field<BTreeMap<String, Field<f64>>>,
+    at: &At<'_>,
+    check: &mut Check<'_>,
+) -> Vec<(PathBuf, f32)> {
+    let mut adapters = Vec::new();
+    for (given, scale) in check.read(at, field).unwrap_or_default() {
+        let at = at.key(&given);
+        check.require(&at, !given.trim().is_empty(), "must be the path of an adapter");
+        let scale = check.setting(&at, scale, 1.0);
+        check.require(&at, scale.is_finite(), "must be a number");
+        adapters.push((found(&given, check), scale as f32));
+    }
+    adapters
 }
 
 /// Puts the preferred backend of SOLAR first; the rest keeps its order. Says what decided, if anything did.

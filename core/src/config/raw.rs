@@ -23,6 +23,8 @@ pub(super) struct RawConfig {
     pub(super) memory: Field<RawMemory>,
     /// How many requests may wait, and how long.
     pub(super) queue: Field<RawQueue>,
+    /// What is kept of conversations when their model is unloaded.
+    pub(super) sessions: Field<RawSessions>,
     /// The Prometheus endpoint; none without it.
     pub(super) metrics: Field<RawMetrics>,
     /// Pipelines by name.
@@ -99,6 +101,11 @@ pub(super) struct RawModel {
     /// CPU threads for a GGUF file. Default: all that the process may use.
     #[schemars(range(min = 1))]
     pub(super) threads: Field<usize>,
+    /// Requests that may run at once on a GGUF file. They share its context. Default: 4 for LLMs, 16 for others.
+    #[schemars(range(min = 1, max = 64))]
+    pub(super) parallel: Field<usize>,
+    /// LoRA adapters for a GGUF file, by path, each with its scale; 1 applies it as trained.
+    pub(super) lora: Field<BTreeMap<String, Field<f64>>>,
     /// Unloaded after this long without a request. Default: kept until its memory is needed.
     pub(super) ttl: Field<Span>,
     /// For role router: how it scores texts.
@@ -180,6 +187,19 @@ pub(super) struct RawQueue {
     /// How long a request waits for its model unless it says otherwise, loading included. Each place where the model
     /// can run gets an equal share of what is left. Default: 5m.
     pub(super) wait_timeout: Field<Span>,
+}
+
+/// What a local LLM has computed of a conversation (its keys and values) is written to disk when the model is unloaded or
+/// needs the room, so that the conversation goes on later without reading its beginning again.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawSessions {
+    /// The folder. Default: sarai/sessions in the user's cache folder.
+    pub(super) path: Field<String>,
+    /// How large it may grow, in GB (10⁹ bytes), the oldest going first; 0 keeps nothing. Default: 2.
+    #[schemars(range(min = 0))]
+    pub(super) max_gb: Field<f64>,
 }
 
 /// The Prometheus endpoint.
@@ -269,6 +289,12 @@ pub(super) struct RawSampling {
     /// Divides the score of tokens seen among the last 64; 1 is off.
     #[schemars(range(min = 0))]
     pub(super) repeat_penalty: Field<f64>,
+    /// Taken off the score of tokens seen among the last 64, once each; 0 is off.
+    #[schemars(range(min = -100, max = 100))]
+    pub(super) presence_penalty: Field<f64>,
+    /// Taken off the score of tokens seen among the last 64, for each time; 0 is off.
+    #[schemars(range(min = -100, max = 100))]
+    pub(super) frequency_penalty: Field<f64>,
     /// Makes the choice repeatable.
     pub(super) seed: Field<u32>,
     /// At most this many tokens are generated.

@@ -75,6 +75,8 @@ pub(super) fn no_place_keys(raw: RawModel, at: &At<'_>, check: &mut Check<'_>) {
         ("context", raw.context.is_absent()),
         ("weights", raw.weights.is_absent()),
         ("threads", raw.threads.is_absent()),
+        ("parallel", raw.parallel.is_absent()),
+        ("lora", raw.lora.is_absent()),
         ("ttl", raw.ttl.is_absent()),
     ];
     for (key, _) in keys.into_iter().filter(|(_, absent)| !absent) {

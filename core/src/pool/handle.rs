@@ -119,6 +119,30 @@ impl ModelHandle {
         self.walk(Capability::Classify, options)?.ask(classify).await
     }
 
+    /// Scores each of `documents` for how well it answers `query`, from 0 to 1, in the documents' order.
+    ///
+    /// # Errors
+    /// As for [`ModelHandle::generate`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn rerank(
+        &self,
+        query: String,
+        documents: Vec<String>,
+        options: CallOptions,
+    ) -> Result<(Vec<f32>, Provenance), Error> {
+        let rerank = |lease: Lease| {
+            let (query, documents) = (query.clone(), documents.clone());
+            async move {
+                let scores =
+                    lease.model().rerank(query, documents).await.map_err(|cause| lease.noted(cause))?;
+                Ok((scores, lease.provenance().clone()))
+            }
+        };
+        self.walk(Capability::Rerank, options)?.ask(rerank).await
+    }
+
     fn walk(&self, capability: Capability, options: CallOptions) -> Result<Walk<'_>, Error> {
         Walk::new(&self.inner, &self.model, capability, options)
     }

@@ -129,6 +129,17 @@ impl Lease {
         self.model.classify(text).await.map_err(|cause| self.error(cause))
     }
 
+    /// Scores each of `documents` for how well it answers `query`, from 0 to 1, in the documents' order.
+    ///
+    /// # Errors
+    /// The place cannot do it, or fails.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn rerank(&self, query: String, documents: Vec<String>) -> Result<Vec<f32>, Error> {
+        self.model.rerank(query, documents).await.map_err(|cause| self.error(cause))
+    }
+
     /// The model itself. Its failures have to go through [`Lease::noted`].
     pub(super) fn model(&self) -> &Arc<dyn Model> {
         &self.model

@@ -75,12 +75,12 @@ impl Answering {
             Delta::Done(completion) => {
                 self.running = None;
                 self.metrics.on_done(&completion);
-                AnswerEvent::Done(self.answer(&completion))
+                AnswerEvent::Done(self.answer(completion))
             }
         }
     }
 
-    fn answer(&self, completion: &Completion) -> Answer {
+    fn answer(&self, completion: Completion) -> Answer {
         let speed = |(tokens, time): (u32, Duration)| f64::from(tokens) / time.as_secs_f64();
         let measured =
             completion.completion_tokens.zip(completion.decode_time).filter(|(_, time)| !time.is_zero());
@@ -89,9 +89,12 @@ impl Answering {
             finish_reason: completion.finish_reason,
             truncated: completion.truncated,
             prompt_tokens: completion.prompt_tokens,
+            cached_tokens: completion.cached_tokens,
             completion_tokens: completion.completion_tokens,
             ttft_ms: self.ttft.map(|ttft| ttft.as_millis() as u64),
             tokens_per_second: measured.map(speed),
+            tool_calls: completion.tool_calls,
+            logprobs: completion.logprobs,
         }
     }
 

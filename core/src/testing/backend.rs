@@ -233,11 +233,10 @@ impl Model for FakeBackend {
             return Err(scripted(kind));
         }
         let completion = Completion {
-            finish_reason: FinishReason::Stop,
-            truncated: false,
             prompt_tokens: Some(3),
             completion_tokens: Some(script.says.len() as u32),
             decode_time: Some(std::time::Duration::from_secs(1)),
+            ..Completion::new(FinishReason::Stop)
         };
         let end = script.fails.map_or(Ok(Delta::Done(completion)), |kind| Err(scripted(kind)));
         let text = futures::stream::iter(script.says.into_iter().map(|piece| Ok(Delta::Text(piece))));

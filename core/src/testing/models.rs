@@ -113,9 +113,12 @@ impl Models for FakeModels {
             finish_reason: FinishReason::Stop,
             truncated: false,
             prompt_tokens: None,
+            cached_tokens: None,
             completion_tokens: Some(pieces.len() as u32),
             ttft_ms: Some(0),
             tokens_per_second: None,
+            tool_calls: Vec::new(),
+            logprobs: None,
         };
         let running = Arc::clone(&self.running);
         let text = futures::stream::iter(pieces).then(move |piece| {

@@ -40,7 +40,14 @@ metrics: {listen: "127.0.0.1:9464"}
 
 fn gguf(path: &str) -> Place {
     let context = Context::Auto { min: 1000, max: 8000 };
-    Place::Gguf(GgufConfig { path: path.into(), context, weights: Weights::Auto, threads: None })
+    Place::Gguf(GgufConfig {
+        path: path.into(),
+        context,
+        weights: Weights::Auto,
+        threads: None,
+        parallel: None,
+        lora: Vec::new(),
+    })
 }
 
 fn ollama(host: &str, model: &str) -> Place {

@@ -1,0 +1,142 @@
+//! Answers that have to have a form: which tokens may come next. JSON schemas are worked out by llguidance, GBNF by
+//! llama.cpp.
+
+use llama_cpp_2::sampling::LlamaSampler;
+use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::token::data_array::LlamaTokenDataArray;
+use llguidance::Matcher;
+use llguidance::api::TopLevelGrammar;
+use sarai_core::request::Constraint;
+
+use super::load::Loaded;
+use crate::Error;
+
+/// Longest grammar, and deepest nesting in it: llama.cpp reads it recursively.
+const LONGEST_GRAMMAR: usize = 1 << 20;
+const DEEPEST_GRAMMAR: usize = 64;
+
+/// The form of an answer, as far as it has come.
+pub(super) enum Form {
+    Schema(Box<Matcher>),
+    Grammar(LlamaSampler),
+}
+
+impl Form {
+    pub(super) fn new(constraint: &Constraint, loaded: &Loaded) -> Result<Self, Error> {
+        match constraint {
+            Constraint::JsonSchema(schema) => {
+                let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+                let matcher = Matcher::new(loaded.schemas()?.create_parser(grammar));
+                match matcher.get_error() {
+                    Some(reason) => Err(Error::BadSchema { reason }),
+                    None => Ok(Self::Schema(Box::new(matcher))),
+                }
+            }
+            Constraint::Grammar(text) => {
+                check_grammar(text).map_err(|reason| Error::BadGrammar { reason })?;
+                let grammar = LlamaSampler::grammar(loaded.model(), text, "root");
+                grammar.map(Self::Grammar).map_err(|error| Error::BadGrammar { reason: error.to_string() })
+            }
+        }
+    }
+
+    /// Gives every token that may not come next the score of minus infinity.
+    pub(super) fn mask(&mut self, candidates: &mut LlamaTokenDataArray) -> Result<(), Error> {
+        match self {
+            Self::Schema(matcher) => {
+                let allowed = matcher.compute_mask_or_eos().map_err(|error| stuck(&error))?;
+                for candidate in &mut candidates.data {
+                    if !allowed.is_allowed(candidate.id().0.cast_unsigned()) {
+                        candidate.set_logit(f32::NEG_INFINITY);
+                    }
+                }
+            }
+            Self::Grammar(sampler) => sampler.apply(candidates),
+        }
+        // llama.cpp ends the process when its grammar is given a token that it does not allow.
+        if candidates.data.iter().all(|candidate| candidate.logit() == f32::NEG_INFINITY) {
+            return Err(stuck(&"the vocabulary has no token that may come next"));
+        }
+        Ok(())
+    }
+
+    /// Goes on by a token that was allowed, and does not end the answer.
+    pub(super) fn accept(&mut self, token: LlamaToken) -> Result<(), Error> {
+        match self {
+            Self::Schema(matcher) => {
+                matcher.consume_token(token.0.cast_unsigned()).map_err(|error| stuck(&error))
+            }
+            Self::Grammar(sampler) => {
+                sampler.accept(token);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Schema(_) => "Schema",
+            Self::Grammar(_) => "Grammar",
+        })
+    }
+}
+
+fn stuck(reason: &dyn std::fmt::Display) -> Error {
+    Error::Constraint { reason: reason.to_string() }
+}
+
+/// What llama.cpp's own reader would not survive, or would only tell on stderr.
+fn check_grammar(text: &str) -> Result<(), String> {
+    if text.len() > LONGEST_GRAMMAR {
+        return Err(format!("it is longer than {LONGEST_GRAMMAR} bytes"));
+    }
+    if text.contains('\0') {
+        return Err("it has a NUL byte".to_owned());
+    }
+    let mut depth = 0_usize;
+    let (mut in_text, mut in_class, mut escaped) = (false, false, false);
+    for (line, content) in text.lines().enumerate() {
+        let mut in_comment = false;
+        for c in content.chars() {
+            match c {
+                _ if in_comment => {}
+                _ if escaped => escaped = false,
+                '\\' if in_text || in_class => escaped = true,
+                '"' if !in_class => in_text = !in_text,
+                '[' if !in_text && !in_class => in_class = true,
+                ']' if in_class => in_class = false,
+                _ if in_text || in_class => {}
+                '#' => in_comment = true,
+                '(' => depth += 1,
+                ')' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > DEEPEST_GRAMMAR {
+                return Err(format!("line {}: groups are nested deeper than {DEEPEST_GRAMMAR}", line + 1));
+            }
+        }
+    }
+    let is_root = |line: &str| {
+        line.trim_start().strip_prefix("root").is_some_and(|rest| rest.trim_start().starts_with("::="))
+    };
+    if !text.lines().any(is_root) {
+        return Err("it has no rule `root`".to_owned());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grammar_that_llama_cpp_would_not_survive_is_refused_with_its_place() {
+        assert_eq!(check_grammar("root ::= \"(((\" [(] # (((\n"), Ok(()));
+        let deep = format!("a ::= \"x\"\nroot ::= {}\"x\"", "(".repeat(10_000));
+        assert_eq!(check_grammar(&deep).unwrap_err(), "line 2: groups are nested deeper than 64");
+        assert_eq!(check_grammar("rot ::= \"x\"").unwrap_err(), "it has no rule `root`");
+        assert!(check_grammar("root ::= \"\0\"").is_err());
+    }
+}

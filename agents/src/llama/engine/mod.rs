@@ -1,0 +1,460 @@
+//! The loop that serves all requests of one generating model. Each request is a sequence of the context; every step
+//! computes the next token of all that write and a part of the prompts of all that read. Between two steps the loop hears
+//! of new requests and of readers who have left.
+//!
+//! What a sequence holds stays in the context when it ends, as long as there is room: a request that begins in the same
+//! way goes on with it. What has to leave is written to the session store.
+
+mod kept;
+mod pace;
+mod sequence;
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use llama_cpp_2::token::LlamaToken;
+use sarai_core::request::FinishReason;
+use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio_util::sync::CancellationToken;
+
+use super::context::{Batch, Context, SeqId, Step};
+use super::load::Loaded;
+use super::prompt::common;
+use super::runtime;
+use super::sessions::Sessions;
+use crate::Error;
+use kept::{Entry, Kept};
+use pace::{Pace, split};
+use sequence::Goes;
+
+pub(super) use kept::reusable;
+pub(super) use sequence::Sequence;
+
+/// Sequences that are kept besides those that run.
+const KEPT: u32 = 8;
+/// A shorter common beginning is not worth waiting for someone who is computing it.
+const WORTH_WAITING: usize = 64;
+/// Reading it from disk is not worth it for fewer tokens than this.
+const WORTH_READING: usize = 32;
+
+/// Sequences that a context needs for so many requests at once.
+pub(super) const fn sequences(parallel: u32) -> u32 {
+    parallel + KEPT
+}
+
+/// What the engine is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Answer this.
+    Answer(Box<Sequence>),
+    /// End; sent when the token is cancelled, to wake the thread.
+    Stop,
+}
+
+/// The engine of one model.
+pub(super) struct Engine<'m> {
+    loaded: &'m Loaded,
+    context: Context<'m>,
+    sessions: Option<Sessions>,
+    /// In the order in which they came; of those that had to make room for others, at the front.
+    waiting: VecDeque<Sequence>,
+    /// In the order in which they were let in.
+    running: Vec<Sequence>,
+    kept: Kept,
+    /// Sequences of the context that hold nothing.
+    free: Vec<SeqId>,
+    parallel: usize,
+    /// Whether a sequence can only be gone on with as a whole.
+    whole: bool,
+    /// Whether the context was full: nobody is let in before somebody has ended.
+    full: bool,
+    pace: Pace,
+    batch: Batch,
+    threads: usize,
+}
+
+/// A sequence's part of a step.
+struct Part {
+    /// Which of the running.
+    at: usize,
+    tokens: usize,
+    /// The row of its last token, where that is followed by a choice.
+    row: Option<usize>,
+}
+
+impl<'m> Engine<'m> {
+    pub(super) fn new(
+        loaded: &'m Loaded,
+        context: Context<'m>,
+        sessions: Option<Sessions>,
+        (parallel, step, threads): (u32, u32, usize),
+    ) -> Self {
+        let whole = loaded.model().is_recurrent() || loaded.model().is_hybrid();
+        Self {
+            loaded,
+            context,
+            sessions,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            kept: Kept::new(whole),
+            free: (0..sequences(parallel) as SeqId).rev().collect(),
+            parallel: parallel as usize,
+            whole,
+            full: false,
+            pace: Pace::new(step as usize),
+            batch: Batch::default(),
+            threads,
+        }
+    }
+
+    /// Works until it is told to stop or nobody can tell it anything any more, and then writes what it has computed to
+    /// the session store.
+    pub(super) fn run(mut self, commands: &mut Receiver<Command>, stopping: &CancellationToken) {
+        while self.listen(commands) && !stopping.is_cancelled() {
+            self.leave();
+            self.let_in();
+            if !self.running.is_empty() {
+                let computing = runtime::Computing::begin(self.threads);
+                self.step(&computing, stopping);
+            }
+        }
+        // Whoever still waits for an answer hears that the engine is gone by the end of the stream.
+        for sequence in std::mem::take(&mut self.running) {
+            self.keep(sequence);
+        }
+        for entry in self.kept.take_all() {
+            self.store(&entry);
+        }
+    }
+
+    /// Hears what there is to hear; waits where there is nothing to do. Returns whether to go on.
+    fn listen(&mut self, commands: &mut Receiver<Command>) -> bool {
+        if self.running.is_empty() && self.waiting.is_empty() {
+            match commands.blocking_recv() {
+                Some(Command::Answer(sequence)) => self.waiting.push_back(*sequence),
+                Some(Command::Stop) | None => return false,
+            }
+        }
+        loop {
+            match commands.try_recv() {
+                Ok(Command::Answer(sequence)) => self.waiting.push_back(*sequence),
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    /// Lets go of the sequences whose readers have left.
+    fn leave(&mut self) {
+        self.waiting.retain(|sequence| !sequence.unread());
+        let left: Vec<Sequence> = self.running.extract_if(.., |sequence| sequence.unread()).collect();
+        for sequence in left {
+            self.forget(sequence.place);
+        }
+    }
+
+    /// Lets in whoever can be: below the limit, with room in the context, and not waiting for what another one computes.
+    fn let_in(&mut self) {
+        let mut at = 0;
+        while at < self.waiting.len() && self.running.len() < self.parallel {
+            if self.waiting[at].wants_none() {
+                if let Some(mut sequence) = self.waiting.remove(at) {
+                    sequence.end(FinishReason::Length);
+                }
+                continue;
+            }
+            if !self.running.is_empty() && (self.full || !self.has_room(&self.waiting[at])) {
+                return;
+            }
+            if self.comes_soon(at) {
+                at += 1;
+                continue;
+            }
+            let Some(mut sequence) = self.waiting.remove(at) else { return };
+            self.begin(&mut sequence);
+            self.running.push(sequence);
+        }
+    }
+
+    /// Whether the tokens of all that run leave room for this one, common beginnings counted once. Those who write may
+    /// still run out of it; see [`make_room`](Self::make_room).
+    fn has_room(&self, new: &Sequence) -> bool {
+        let own = |sequence: &Sequence| sequence.tokens.len() - sequence.cached.unwrap_or(0);
+        let shared = self.running.iter().map(|other| common(&other.tokens, &new.tokens)).max().unwrap_or(0);
+        let held: usize = self.running.iter().map(own).sum();
+        held + new.tokens.len() - shared < self.context.n_ctx() as usize
+    }
+
+    /// Whether somebody is computing a beginning that this one has in common with it, and should be waited for. Where
+    /// only whole sequences can be shared, that one is asked to leave a copy there.
+    fn comes_soon(&mut self, at: usize) -> bool {
+        let new = &self.waiting[at];
+        let prompt = &new.tokens[..new.tokens.len() - 1];
+        let had = self.kept.best(&new.tokens).map_or(0, |(_, length)| length);
+        for leader in &mut self.running {
+            let common = common(leader.prompt(), prompt);
+            if common >= had + WORTH_WAITING && leader.computed < common {
+                if self.whole && !leader.marks.contains(&common) {
+                    leader.marks.push(common);
+                    leader.marks.sort_unstable();
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Gives a sequence its place in the context, with all of its beginning that is there already or on disk.
+    fn begin(&mut self, sequence: &mut Sequence) {
+        let (place, computed) = self.beginning(&sequence.tokens);
+        // Of what was restored or taken over, only the common beginning counts.
+        if !self.whole {
+            self.context.cut(place, computed);
+        }
+        sequence.place = Some(place);
+        sequence.computed = computed;
+        sequence.cached.get_or_insert(computed);
+        if self.whole {
+            // The next turn begins where this prompt ends.
+            let end = sequence.prompt().len() - 1;
+            if end >= WORTH_WAITING && !sequence.marks.contains(&end) {
+                sequence.marks.push(end);
+            }
+        } else {
+            sequence.marks.clear();
+        }
+    }
+
+    /// A place that holds as much as possible of the beginning of `tokens`, and how much that is. It may hold more than
+    /// that, which has to be cut off.
+    fn beginning(&mut self, tokens: &[LlamaToken]) -> (SeqId, usize) {
+        let kept = self.kept.best(tokens).map(|(entry, length)| (entry.sequence, entry.tokens.len(), length));
+        let running = self
+            .running
+            .iter()
+            .filter_map(|other| {
+                Some((other.place?, reusable(&other.tokens[..other.computed], tokens, self.whole)))
+            })
+            .max_by_key(|(_, length)| *length)
+            .filter(|(_, length)| *length > 0);
+        let had = kept.map_or(0, |(_, _, length)| length).max(running.map_or(0, |(_, length)| length));
+        if let Some(restored) = self.restored(tokens, had + WORTH_READING) {
+            return restored;
+        }
+        match (kept, running) {
+            // What the kept sequence is the beginning of takes its place, unless it may be wanted as it is again.
+            (Some((from, held, length)), _) if length == had && length == held && !self.whole => {
+                self.kept.take(from);
+                (from, length)
+            }
+            (Some((from, _, length)), _) if length == had => (self.share(from, length), length),
+            (_, Some((from, length))) => (self.share(from, length), length),
+            (_, None) => (self.free_place(), 0),
+        }
+    }
+
+    /// A place with a beginning of `tokens` from disk, where that is worth it.
+    fn restored(&mut self, tokens: &[LlamaToken], least: usize) -> Option<(SeqId, usize)> {
+        let sessions = self.sessions.as_ref()?;
+        let (session, length) = sessions.best(tokens, self.whole).filter(|(_, length)| *length >= least)?;
+        let place = self.free_place();
+        if self.sessions.as_mut()?.restore(&session, &mut self.context, place) {
+            return Some((place, length));
+        }
+        self.forget(Some(place));
+        None
+    }
+
+    fn share(&mut self, from: SeqId, length: usize) -> SeqId {
+        let to = self.free_place();
+        self.context.share(from, to, length);
+        to
+    }
+
+    /// A sequence of the context that holds nothing; for that, the oldest of what is kept has to leave.
+    fn free_place(&mut self) -> SeqId {
+        if self.free.is_empty()
+            && let Some(entry) = self.kept.take_oldest()
+        {
+            self.store(&entry);
+            self.forget(Some(entry.sequence));
+        }
+        // There are more sequences than requests run, and all others are kept.
+        self.free.pop().unwrap_or(0)
+    }
+
+    /// One step: the next token of all that write, a part of the prompts of all that read.
+    fn step(&mut self, computing: &runtime::Computing, stopping: &CancellationToken) {
+        let mut parts = self.plan();
+        let prompts: usize = parts.iter().filter(|part| part.tokens > 1).map(|part| part.tokens).sum();
+        self.fill(&mut parts);
+        self.context.set_threads(computing.threads());
+        let started = Instant::now();
+        let stop = || stopping.is_cancelled() || parts.iter().all(|part| self.running[part.at].unread());
+        let stepped = self.context.decode(&self.batch, &stop);
+        match stepped {
+            Ok(Step::Done) => {
+                if prompts > 0 {
+                    self.pace.note(self.batch.len(), started.elapsed());
+                }
+                self.go_on(&parts);
+            }
+            Ok(Step::Full) => self.make_room(),
+            Ok(Step::Stopped) => self.stopped(&parts),
+            Err(error) => self.failed(&parts, &error),
+        }
+    }
+
+    /// How many tokens of each sequence go into the next step.
+    fn plan(&self) -> Vec<Part> {
+        let reads = |sequence: &&Sequence| sequence.pending() > 1;
+        let pending: Vec<usize> = self
+            .running
+            .iter()
+            .filter(reads)
+            .map(|sequence| sequence.pending().min(sequence.next_mark() - sequence.computed))
+            .collect();
+        let alone = self.running.len() == 1 && self.waiting.is_empty();
+        let writers = self.running.len() - pending.len();
+        let mut reading = split(&pending, self.pace.tokens(alone).saturating_sub(writers).max(1)).into_iter();
+        let part = |(at, sequence): (usize, &Sequence)| {
+            let tokens = if sequence.pending() > 1 { reading.next().unwrap_or(0) } else { 1 };
+            Part { at, tokens, row: None }
+        };
+        self.running.iter().enumerate().map(part).filter(|part| part.tokens > 0).collect()
+    }
+
+    fn fill(&mut self, parts: &mut [Part]) {
+        self.batch.clear();
+        for part in parts {
+            let sequence = &self.running[part.at];
+            let Some(place) = sequence.place else { continue };
+            let end = sequence.computed + part.tokens;
+            for position in sequence.computed..end {
+                let chooses = position + 1 == sequence.tokens.len();
+                let row = self.batch.push(sequence.tokens[position], position, place, chooses);
+                part.row = chooses.then_some(row);
+            }
+        }
+    }
+
+    /// After a step: the sequences have come further, and those that are complete choose their next token.
+    fn go_on(&mut self, parts: &[Part]) {
+        let n_ctx = self.context.n_ctx() as usize;
+        let mut over = Vec::new();
+        for part in parts {
+            let sequence = &mut self.running[part.at];
+            sequence.computed += part.tokens;
+            if sequence.marks.contains(&sequence.computed) {
+                let (place, computed) = (sequence.place, sequence.computed);
+                self.mark(part.at, place, computed);
+            }
+            let Some(row) = part.row else { continue };
+            let sequence = &mut self.running[part.at];
+            let goes = match self.context.logits(row) {
+                Ok(scores) => sequence.choose(self.loaded, scores, n_ctx),
+                Err(error) => sequence.fail(error.into()),
+            };
+            if goes != Goes::On {
+                over.push((part.at, goes));
+            }
+        }
+        self.remove(over);
+    }
+
+    /// Leaves a copy of a sequence as it is now, for others to begin with.
+    fn mark(&mut self, at: usize, place: Option<SeqId>, computed: usize) {
+        let tokens = self.running[at].tokens[..computed].to_vec();
+        let Some(place) = place else { return };
+        let copy = self.share(place, computed);
+        for superfluous in self.kept.insert(Entry { sequence: copy, tokens }) {
+            self.forget(Some(superfluous.sequence));
+        }
+    }
+
+    /// Takes sequences that are over out of the running ones.
+    fn remove(&mut self, over: Vec<(usize, Goes)>) {
+        for (at, goes) in over.into_iter().rev() {
+            let sequence = self.running.remove(at);
+            match goes {
+                Goes::Over => self.keep(sequence),
+                Goes::Unread | Goes::On => self.forget(sequence.place),
+            }
+            self.full = false;
+        }
+    }
+
+    /// Keeps what a sequence has computed.
+    fn keep(&mut self, mut sequence: Sequence) {
+        let Some(place) = sequence.place else { return };
+        sequence.tokens.truncate(sequence.computed);
+        if sequence.tokens.is_empty() {
+            return self.forget(Some(place));
+        }
+        for superfluous in self.kept.insert(Entry { sequence: place, tokens: sequence.tokens }) {
+            self.forget(Some(superfluous.sequence));
+        }
+    }
+
+    /// The context is full: what is kept leaves first, then whoever was let in last, to go on later. A sequence that is
+    /// alone and has no room ends.
+    fn make_room(&mut self) {
+        if let Some(entry) = self.kept.take_oldest() {
+            self.store(&entry);
+            return self.forget(Some(entry.sequence));
+        }
+        let Some(mut last) = self.running.pop() else { return };
+        self.forget(last.place.take());
+        last.computed = 0;
+        if self.running.is_empty() {
+            if last.writes() {
+                last.end(FinishReason::Length);
+            } else {
+                last.fail(
+                    Error::PromptTooLong { tokens: last.tokens.len(), n_ctx: self.context.n_ctx() }.into(),
+                );
+            }
+            return;
+        }
+        self.full = true;
+        self.waiting.push_front(last);
+    }
+
+    /// A step was stopped, because nobody reads any of its sequences or the engine is to end. Their tokens were not
+    /// added; a recurrent state is spoilt.
+    fn stopped(&mut self, parts: &[Part]) {
+        for part in parts.iter().rev() {
+            if self.whole || self.running[part.at].unread() {
+                let sequence = self.running.remove(part.at);
+                self.forget(sequence.place);
+                self.full = false;
+            }
+        }
+    }
+
+    /// A step failed: so do all of its sequences, because nobody knows whose fault it was.
+    fn failed(&mut self, parts: &[Part], error: &Error) {
+        tracing::error!(model = %self.loaded.path().display(), %error, "a step failed");
+        let reason = error.to_string();
+        for part in parts.iter().rev() {
+            let sequence = self.running.remove(part.at);
+            sequence.fail(Error::Compute { reason: reason.clone() }.into());
+            self.forget(sequence.place);
+        }
+        self.full = false;
+    }
+
+    fn forget(&mut self, place: Option<SeqId>) {
+        if let Some(place) = place {
+            self.context.forget(place);
+            self.free.push(place);
+        }
+    }
+
+    fn store(&mut self, entry: &Entry) {
+        if let Some(sessions) = &mut self.sessions {
+            sessions.store(&self.context, entry.sequence, &entry.tokens);
+        }
+    }
+}

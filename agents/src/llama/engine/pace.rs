@@ -1,0 +1,106 @@
+//! How many tokens of prompts go into a step. Large steps read faster; small ones let others have their turn. So steps
+//! are measured, and cut by time.
+
+use std::time::Duration;
+
+/// How long a step may take while others wait for its end: those who write, and those who want to begin.
+const SHARED: Duration = Duration::from_millis(250);
+/// How long it may take when there is one request alone. Another one that comes meanwhile waits for that long at most;
+/// one that is given up does not wait, because a step can be stopped.
+const ALONE: Duration = Duration::from_secs(2);
+/// Smaller steps than these are slow out of proportion.
+const LEAST_SHARED: usize = 16;
+const LEAST_ALONE: usize = 64;
+/// Before anything is measured.
+const FIRST: usize = 32;
+
+/// The pace of a model's steps.
+#[derive(Debug)]
+pub(super) struct Pace {
+    most: usize,
+    per_token: Option<Duration>,
+}
+
+impl Pace {
+    /// For steps of at most so many tokens.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, per_token: None }
+    }
+
+    /// How many prompt tokens the next step may have.
+    pub(super) fn tokens(&self, alone: bool) -> usize {
+        let Some(per_token) = self.per_token.filter(|time| !time.is_zero()) else {
+            return FIRST.min(self.most);
+        };
+        let (time, least) = if alone { (ALONE, LEAST_ALONE) } else { (SHARED, LEAST_SHARED) };
+        let fits = (time.as_secs_f64() / per_token.as_secs_f64()) as usize;
+        fits.max(least).min(self.most)
+    }
+
+    /// Notes a step that had `tokens` tokens of prompts in it and nothing much else.
+    pub(super) fn note(&mut self, tokens: usize, took: Duration) {
+        let Ok(count) = u32::try_from(tokens) else { return };
+        // What a small step takes for each token says little about a large one.
+        if count < LEAST_SHARED as u32 {
+            return;
+        }
+        let now = took / count;
+        self.per_token = Some(self.per_token.map_or(now, |before| (before + now) / 2));
+    }
+}
+
+/// Splits `budget` prompt tokens among sequences that have `pending` tokens left each: in equal parts, of which what one
+/// does not need goes to the others. So a short prompt does not wait behind a long one.
+pub(super) fn split(pending: &[usize], budget: usize) -> Vec<usize> {
+    let mut parts = vec![0; pending.len()];
+    let mut left = budget;
+    let mut order: Vec<usize> = (0..pending.len()).collect();
+    order.sort_by_key(|at| pending[*at]);
+    for (done, at) in order.iter().enumerate() {
+        let part = pending[*at].min(left.div_ceil(pending.len() - done));
+        parts[*at] = part;
+        left -= part;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn steps_are_cut_by_time_and_smaller_while_others_wait() {
+        let mut pace = Pace::new(256);
+        assert_eq!(pace.tokens(true), 32);
+        // A model that reads 100 tokens a second.
+        pace.note(32, Duration::from_millis(320));
+        assert_eq!((pace.tokens(true), pace.tokens(false)), (200, 25));
+        // One that reads 20: as small as makes sense.
+        (0..40).for_each(|_| pace.note(64, Duration::from_millis(3200)));
+        assert_eq!((pace.tokens(true), pace.tokens(false)), (64, 16));
+        // A fast one.
+        (0..60).for_each(|_| pace.note(64, Duration::from_millis(1)));
+        assert_eq!((pace.tokens(true), pace.tokens(false)), (256, 256));
+    }
+
+    #[test]
+    fn a_short_prompt_goes_in_whole_beside_a_long_one() {
+        assert_eq!(split(&[4000, 10], 64), [54, 10]);
+        assert_eq!(split(&[4000, 4000, 5], 65), [30, 30, 5]);
+        assert_eq!(split(&[3, 4], 64), [3, 4]);
+        assert_eq!(split(&[9, 9], 0), [0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn parts_never_exceed_what_is_pending_or_the_budget_and_leave_nothing_unused(
+            pending in prop::collection::vec(1..300_usize, 0..9), budget in 0..600_usize
+        ) {
+            let parts = split(&pending, budget);
+            prop_assert!(parts.iter().zip(&pending).all(|(part, pending)| part <= pending));
+            prop_assert_eq!(parts.iter().sum::<usize>(), budget.min(pending.iter().sum()));
+        }
+    }
+}

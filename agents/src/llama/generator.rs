@@ -1,0 +1,79 @@
+//! A loaded model that generates text.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sarai_core::backend::{LoadRequest, Model};
+use sarai_core::failure::Failure;
+use sarai_core::memory::Footprint;
+use sarai_core::request::{Delta, GenerateRequest, TokenStream};
+use tokio::sync::mpsc;
+
+use super::engine::{Command, Engine, Sequence};
+use super::header::Header;
+use super::sessions::Sessions;
+use super::thread::{Thread, Workplace};
+use super::{GgufSettings, estimate, runtime};
+
+/// What an answer can have besides the text of its tokens: what was held back, its end.
+const BESIDES_TOKENS: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Generator {
+    thread: Thread<Command>,
+}
+
+impl Generator {
+    pub(super) async fn load(
+        settings: Arc<GgufSettings>,
+        header: Header,
+        request: LoadRequest,
+    ) -> Result<Self, Failure> {
+        let thread = Thread::start(settings, header, request, work).await?;
+        Ok(Self { thread })
+    }
+}
+
+fn work(workplace: Workplace<'_, Command>) {
+    let Workplace { settings, header, loaded, context, mut commands, stopping } = workplace;
+    let sessions = Sessions::open(settings, loaded.model().is_recurrent() || loaded.model().is_hybrid());
+    let step = estimate::step(header, settings.purpose, context.n_ctx());
+    let threads = settings.threads.unwrap_or_else(runtime::cpus);
+    let engine = Engine::new(loaded, context, sessions, (settings.parallel(), step, threads));
+    engine.run(&mut commands, &stopping);
+}
+
+#[async_trait]
+impl Model for Generator {
+    fn n_ctx(&self) -> Option<u32> {
+        Some(self.thread.n_ctx())
+    }
+
+    fn memory(&self) -> Option<Footprint> {
+        self.thread.memory()
+    }
+
+    async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, Failure> {
+        let n_ctx = self.thread.n_ctx();
+        // Room for all of an answer: the engine never waits for a reader, and an answer is no longer than the context.
+        let (deltas, stream) = mpsc::channel(n_ctx as usize + BESIDES_TOKENS);
+        let prepare = move |loaded: &_| Sequence::prepare(loaded, &request, n_ctx, deltas);
+        let sequence = self.thread.with_model(prepare).await?;
+        self.thread.send(Command::Answer(Box::new(sequence))).await?;
+        let gone = self.thread.gone();
+        // Up to the end or an error. A stream without either is one whose thread has ended.
+        let deltas = futures::stream::unfold(Some((stream, gone)), |open| async {
+            let (mut stream, gone) = open?;
+            match stream.recv().await {
+                Some(Ok(Delta::Text(text))) => Some((Ok(Delta::Text(text)), Some((stream, gone)))),
+                Some(end) => Some((end, None)),
+                None => Some((Err(gone), None)),
+            }
+        });
+        Ok(Box::pin(deltas))
+    }
+
+    async fn unload(&self) {
+        self.thread.unload(Command::Stop).await;
+    }
+}

@@ -1,0 +1,195 @@
+//! The thread of a loaded model, which owns all of llama.cpp's that belongs to it; and how others talk to it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use sarai_core::backend::LoadRequest;
+use sarai_core::failure::{Failure, FailureKind};
+use sarai_core::memory::Footprint;
+use sarai_core::request::Capability;
+use sarai_core::units::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::context::Context;
+use super::header::Header;
+use super::load::Loaded;
+use super::runtime::{self, LoadTurn};
+use super::{GgufSettings, estimate, measure};
+use crate::Error;
+
+/// Commands that may wait for the thread; the pool's leases keep them below this.
+const WAITING: usize = 64;
+
+/// A loaded model's thread, seen from the rest of the program.
+pub(super) struct Thread<C> {
+    path: PathBuf,
+    n_ctx: u32,
+    /// What the load added to this process's own memory, where that could be measured.
+    anonymous: Option<Bytes>,
+    /// The thread has it; here it is for what needs no context.
+    loaded: Weak<Loaded>,
+    commands: mpsc::Sender<C>,
+    stopping: CancellationToken,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread reports once its model is ready.
+struct Ready {
+    n_ctx: u32,
+    anonymous: Option<Bytes>,
+    loaded: Weak<Loaded>,
+}
+
+/// What the thread's work has.
+pub(super) struct Workplace<'m, C> {
+    pub(super) settings: &'m GgufSettings,
+    pub(super) header: &'m Header,
+    pub(super) loaded: &'m Loaded,
+    pub(super) context: Context<'m>,
+    pub(super) commands: mpsc::Receiver<C>,
+    pub(super) stopping: CancellationToken,
+}
+
+impl<C: Send + 'static> Thread<C> {
+    /// Starts the thread and waits until its model is ready. It then does `work`, which ends when its commands do, or
+    /// soon after it is told to stop. After an error nothing of it is left.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets the load end and its result go; the request's token stops it at once.
+    pub(super) async fn start(
+        settings: Arc<GgufSettings>,
+        header: Header,
+        request: LoadRequest,
+        work: impl FnOnce(Workplace<'_, C>) + Send + 'static,
+    ) -> Result<Self, Failure> {
+        let path = settings.path.clone();
+        let turn = tokio::select! {
+            turn = LoadTurn::wait(settings.purpose != Capability::Generate) => turn,
+            () = request.cancel.cancelled() => return Err(Error::LoadCancelled { path }.into()),
+        };
+        let (commands, commanded) = mpsc::channel(WAITING);
+        let (ready, loaded) = oneshot::channel();
+        let stopping = CancellationToken::new();
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let thread = {
+            let (stopping, span) = (stopping.clone(), tracing::Span::current());
+            let body = move || {
+                let _entered = span.entered();
+                run(&settings, &header, &request, turn, ready, (commanded, stopping), work);
+            };
+            std::thread::Builder::new().name(format!("llama-{stem}")).spawn(body)
+        };
+        let thread = thread.map_err(|error| Failure::new(FailureKind::Engine, error))?;
+        match loaded.await.unwrap_or_else(|_| Err(Error::EngineGone { path: path.clone() })) {
+            Ok(Ready { n_ctx, anonymous, loaded }) => {
+                let thread = Mutex::new(Some(thread));
+                Ok(Self { path, n_ctx, anonymous, loaded, commands, stopping, thread })
+            }
+            Err(error) => {
+                join(thread, &path).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) fn n_ctx(&self) -> u32 {
+        self.n_ctx
+    }
+
+    pub(super) fn memory(&self) -> Option<Footprint> {
+        Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous: self.anonymous })
+    }
+
+    pub(super) async fn send(&self, command: C) -> Result<(), Failure> {
+        self.commands.send(command).await.map_err(|_| self.gone())
+    }
+
+    pub(super) fn gone(&self) -> Failure {
+        Error::EngineGone { path: self.path.clone() }.into()
+    }
+
+    /// Does what needs the model and no context, beside the thread and off the async ones.
+    pub(super) async fn with_model<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Loaded) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let loaded = self.loaded.upgrade().ok_or_else(|| self.gone())?;
+        let done = tokio::task::spawn_blocking(move || work(&loaded)).await;
+        done.map_err(|panic| Failure::new(FailureKind::Engine, panic))?.map_err(Failure::from)
+    }
+
+    /// Ends the thread's work and waits until all it held is given back. `stop` wakes it if it waits.
+    pub(super) async fn unload(&self, stop: C) {
+        self.stopping.cancel();
+        // An error means that it has ended already.
+        let _ended = self.commands.send(stop).await;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            join(thread, &self.path).await;
+        }
+    }
+}
+
+/// Loads, works, and gives everything back.
+fn run<C>(
+    settings: &GgufSettings,
+    header: &Header,
+    request: &LoadRequest,
+    turn: LoadTurn,
+    ready: oneshot::Sender<Result<Ready, Error>>,
+    (commands, stopping): (mpsc::Receiver<C>, CancellationToken),
+    work: impl FnOnce(Workplace<'_, C>),
+) {
+    runtime::set_priority(settings.purpose);
+    let before = measure::anonymous();
+    let loaded = match Loaded::load(settings, request) {
+        Ok(loaded) => loaded,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    let n_ctx = request.estimate.n_ctx.unwrap_or(header.int("{arch}.context_length").unwrap_or(512) as u32);
+    let shape = estimate::shape(header, settings, n_ctx);
+    let context = Context::new(&loaded, &shape)
+        .ok_or_else(|| Error::ContextFailed { path: settings.path.clone(), n_ctx })
+        .and_then(|mut context| context.set_adapters(&settings.lora).map(|()| context));
+    let context = match context {
+        Ok(context) => context,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    let grown = |(before, after): (Bytes, Bytes)| after.saturating_sub(before);
+    let anonymous = before.zip(measure::anonymous()).map(grown).filter(|_| turn.was_alone());
+    drop(turn);
+    // llama.cpp makes the context a little longer than asked; the steps of a model that reads whole texts are not.
+    let n_ctx = if shape.pooling.is_some() { n_ctx } else { context.n_ctx() };
+    let is_ready = Ready { n_ctx, anonymous, loaded: Arc::downgrade(&loaded) };
+    if ready.send(Ok(is_ready)).is_ok() {
+        work(Workplace { settings, header, loaded: &loaded, context, commands, stopping });
+    }
+}
+
+/// Waits until a thread that is told to end has ended, and gives back what the C library kept of its memory.
+async fn join(thread: JoinHandle<()>, path: &Path) {
+    let joined = tokio::task::spawn_blocking(move || {
+        let ended = thread.join();
+        measure::trim();
+        ended
+    });
+    if !matches!(joined.await, Ok(Ok(()))) {
+        tracing::error!(path = %path.display(), "the engine's thread panicked");
+    }
+}
+
+/// Without an unload the thread ends by itself: within its step, when it sees the token or that nobody can send.
+impl<C> Drop for Thread<C> {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+    }
+}
+
+impl<C> fmt::Debug for Thread<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Thread").field("path", &self.path).field("n_ctx", &self.n_ctx).finish_non_exhaustive()
+    }
+}
