@@ -130,6 +130,20 @@ impl Vocab {
         }
     }
 
+    /// Adds words that no text has but a model may say, up to `n` tokens in all; byte-level BPE only.
+    pub(crate) fn fill_with_words(&mut self, n: usize) {
+        let space = byte_char(b' ');
+        for i in self.len()..n {
+            self.add(format!("{space}word{i}"), TokenKind::Normal);
+        }
+    }
+
+    /// The leading tokens that are no words: special ones and single bytes.
+    pub(crate) fn wordless(&self) -> usize {
+        let is_word = |t: &Token| t.kind == TokenKind::Normal && t.text.chars().nth(1).is_some();
+        self.tokens.iter().position(is_word).unwrap_or(self.len())
+    }
+
     pub(crate) fn put(&self, w: &mut Writer) {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         w.set(key("model"), self.model);
