@@ -10,7 +10,7 @@ use super::tensor::{Tensor, TensorType};
 use super::vocab::Vocab;
 use super::writer::Writer;
 
-const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] \
+pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] \
     + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 pub(crate) fn llama(model: &Model) -> Result<Writer, Error> {

@@ -3,19 +3,21 @@
 use std::fmt;
 
 use super::error::Error;
+use super::k_quants::{self, q4_k, q6_k};
+use super::quants::{self, f16_bits, q4_0, q8_0};
+use super::random_blocks::RandomBlocks;
 
 /// How a tensor's numbers are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the variants are ggml's own names")]
+#[expect(missing_docs, non_camel_case_types, reason = "the variants are ggml's own names")]
 pub enum TensorType {
     F32,
     F16,
     Q4_0,
     Q8_0,
+    Q4_K,
+    Q6_K,
 }
-
-/// Numbers that share a scale in ggml's Q4_0 and Q8_0.
-const BLOCK: usize = 32;
 
 impl TensorType {
     /// The type's number in `ggml_type`.
@@ -25,6 +27,8 @@ impl TensorType {
             Self::F16 => 1,
             Self::Q4_0 => 2,
             Self::Q8_0 => 8,
+            Self::Q4_K => 12,
+            Self::Q6_K => 14,
         }
     }
 
@@ -35,27 +39,41 @@ impl TensorType {
             Self::F16 => 1,
             Self::Q4_0 => 2,
             Self::Q8_0 => 7,
+            // llama_ftype names mixes: this one is Q4_K_S, which is nearly all Q4_K.
+            Self::Q4_K => 14,
+            Self::Q6_K => 18,
+        }
+    }
+
+    /// The numbers in a block, and its bytes.
+    pub(crate) fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 => (1, 2),
+            Self::Q4_0 => (quants::BLOCK, 18),
+            Self::Q8_0 => (quants::BLOCK, 34),
+            Self::Q4_K => (k_quants::BLOCK, 144),
+            Self::Q6_K => (k_quants::BLOCK, 210),
         }
     }
 
     /// The bytes of a row of `n` numbers; none where `n` is no whole number of blocks.
     fn row_bytes(self, n: u64) -> Option<u64> {
-        let blocks = n.is_multiple_of(BLOCK as u64).then_some(n / BLOCK as u64);
-        match self {
-            Self::F32 => Some(n * 4),
-            Self::F16 => Some(n * 2),
-            Self::Q4_0 => Some(blocks? * 18),
-            Self::Q8_0 => Some(blocks? * 34),
-        }
+        let (numbers, bytes) = self.block();
+        n.is_multiple_of(numbers as u64).then_some(n / numbers as u64 * bytes as u64)
     }
 
-    /// Appends `row`, quantised as ggml's reference quantisation does it.
+    /// Appends `row`, quantised: 4 and 8 bits as ggml's reference quantisation does it, the K types to their largest
+    /// numbers alone, without its search for better scales.
     pub(crate) fn encode(self, row: &[f32], out: &mut Vec<u8>) {
+        let blocks = row.chunks_exact(self.block().0);
         match self {
             Self::F32 => row.iter().for_each(|x| out.extend(x.to_le_bytes())),
             Self::F16 => row.iter().for_each(|x| out.extend(f16_bits(*x).to_le_bytes())),
-            Self::Q4_0 => row.chunks_exact(BLOCK).for_each(|block| q4_0(block, out)),
-            Self::Q8_0 => row.chunks_exact(BLOCK).for_each(|block| q8_0(block, out)),
+            Self::Q4_0 => blocks.for_each(|block| q4_0(block, out)),
+            Self::Q8_0 => blocks.for_each(|block| q8_0(block, out)),
+            Self::Q4_K => blocks.for_each(|block| q4_k(block, out)),
+            Self::Q6_K => blocks.for_each(|block| q6_k(block, out)),
         }
     }
 }
@@ -66,11 +84,18 @@ pub struct Tensor {
     /// In ggml's order: the length of a row comes first.
     pub(crate) shape: Vec<u64>,
     pub(crate) kind: TensorType,
-    pub(crate) fill: Fill,
+    fill: Fill,
 }
 
-/// Fills the row with the given number, counted through all dimensions but the first.
-pub(crate) type Fill = Box<dyn Fn(u64, &mut [f32]) + Send + Sync>;
+type Numbers = Box<dyn Fn(u64, &mut [f32]) + Send + Sync>;
+
+/// Where a row comes from, by its number, counted through all dimensions but the first.
+enum Fill {
+    /// Numbers, encoded afterwards.
+    Numbers(Numbers),
+    /// Encoded as it is.
+    Blocks(RandomBlocks),
+}
 
 impl Tensor {
     /// A tensor of `shape`, the length of a row first; `fill` is called once for each row, in order, with its number.
@@ -80,7 +105,45 @@ impl Tensor {
         kind: TensorType,
         fill: impl Fn(u64, &mut [f32]) + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), shape: shape.into(), kind, fill: Box::new(fill) }
+        Self { name: name.into(), shape: shape.into(), kind, fill: Fill::Numbers(Box::new(fill)) }
+    }
+
+    /// A tensor of random blocks, written as they are stored: many times as fast as numbers that are quantised. Its
+    /// numbers have the mean 0 and about the standard deviation given. The first `silent` rows are zeros.
+    pub fn random(
+        name: impl Into<String>,
+        shape: impl Into<Vec<u64>>,
+        kind: TensorType,
+        deviation: f32,
+        silent: u64,
+    ) -> Self {
+        let name = name.into();
+        let fill = Fill::Blocks(RandomBlocks::new(&name, kind, deviation, silent));
+        Self { name, shape: shape.into(), kind, fill }
+    }
+
+    /// Its type.
+    pub fn kind(&self) -> TensorType {
+        self.kind
+    }
+
+    /// Its dimensions, the length of a row first.
+    pub fn shape(&self) -> &[u64] {
+        &self.shape
+    }
+
+    /// Writes row `row` to `encoded`; `numbers` is scratch space.
+    pub(crate) fn encode_row(&self, row: u64, numbers: &mut Vec<f32>, encoded: &mut Vec<u8>) {
+        encoded.clear();
+        match &self.fill {
+            Fill::Numbers(fill) => {
+                numbers.clear();
+                numbers.resize(self.row_len() as usize, 0.0);
+                fill(row, numbers);
+                self.kind.encode(numbers, encoded);
+            }
+            Fill::Blocks(blocks) => blocks.put(row, self.row_len() as usize, encoded),
+        }
     }
 
     pub(crate) fn row_len(&self) -> u64 {
@@ -97,8 +160,9 @@ impl Tensor {
         }
         let row = self.kind.row_bytes(self.row_len()).ok_or_else(|| {
             let problem = format!(
-                "rows of {} are no multiple of {BLOCK}, the block of {:?}",
+                "rows of {} are no multiple of {}, the block of {:?}",
                 self.row_len(),
+                self.kind.block().0,
                 self.kind
             );
             self.problem(problem)
@@ -122,102 +186,9 @@ impl fmt::Debug for Tensor {
     }
 }
 
-/// ggml's `block_q8_0`: an f16 scale, then 32 signed bytes; a number is scale × byte.
-fn q8_0(block: &[f32], out: &mut Vec<u8>) {
-    let scale = block.iter().fold(0.0_f32, |max, x| max.max(x.abs())) / 127.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    out.extend(f16_bits(scale).to_le_bytes());
-    out.extend(block.iter().map(|x| (x * inverse).round() as i8 as u8));
-}
-
-/// ggml's `block_q4_0`: an f16 scale, then 16 bytes whose low nibbles are the first half of the block and whose high
-/// nibbles are the second; a number is scale × (nibble - 8). The largest number takes the nibble 0, which reaches
-/// further than 15 does.
-fn q4_0(block: &[f32], out: &mut Vec<u8>) {
-    let largest = block.iter().fold(0.0_f32, |max, x| if x.abs() > max.abs() { *x } else { max });
-    let scale = largest / -8.0;
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    let nibble = |x: f32| ((x * inverse + 8.5) as u8).min(15);
-    out.extend(f16_bits(scale).to_le_bytes());
-    let (low, high) = block.split_at(BLOCK / 2);
-    out.extend(low.iter().zip(high).map(|(l, h)| nibble(*l) | nibble(*h) << 4));
-}
-
-/// IEEE 754 binary16, rounded to nearest, ties to even.
-fn f16_bits(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let sign = (bits >> 16 & 0x8000) as u16;
-    let magnitude = bits & 0x7fff_ffff;
-    if magnitude > 0x7f80_0000 {
-        return sign | 0x7e00;
-    }
-    // 65520 and above round to infinity.
-    if magnitude >= 0x477f_f000 {
-        return sign | 0x7c00;
-    }
-    // Below 2^-14 a half is a multiple of 2^-24, and f32 rounds such a product exactly as asked.
-    if magnitude < 0x3880_0000 {
-        return sign | (f32::from_bits(magnitude) * 16_777_216.0).round_ties_even() as u16;
-    }
-    let odd = magnitude >> 13 & 1;
-    let rounded = magnitude - (112 << 23) + 0xfff + odd;
-    sign | (rounded >> 13) as u16
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn halves_are_rounded_to_the_nearest_even() {
-        for (x, bits) in [
-            (0.0, 0),
-            (-0.0, 0x8000),
-            (1.0, 0x3c00),
-            (-2.0, 0xc000),
-            (65504.0, 0x7bff),
-            (65519.0, 0x7bff),
-            (65520.0, 0x7c00),
-            (f32::INFINITY, 0x7c00),
-            (1.0 + 1.0 / 2048.0, 0x3c00),
-            (1.0 + 3.0 / 2048.0, 0x3c02),
-            (2.0_f32.powi(-14), 0x0400),
-            (2.0_f32.powi(-24), 1),
-            (2.0_f32.powi(-25), 0),
-            (3.0 * 2.0_f32.powi(-25), 2),
-        ] {
-            assert_eq!(f16_bits(x), bits, "{x}");
-        }
-        assert_eq!(f16_bits(f32::NAN) & 0x7c00, 0x7c00);
-        assert_ne!(f16_bits(f32::NAN) & 0x03ff, 0);
-    }
-
-    #[test]
-    fn eight_bit_blocks_come_back_within_half_a_step() {
-        let block: Vec<f32> = (0..32).map(|i| (i as f32 - 13.0) * 0.25).collect();
-        let mut bytes = Vec::new();
-        TensorType::Q8_0.encode(&block, &mut bytes);
-        assert_eq!(bytes.len(), 34);
-        let scale = 18.0 * 0.25 / 127.0;
-        for (x, q) in block.iter().zip(&bytes[2..]) {
-            assert!((x - scale * f32::from(*q as i8)).abs() <= scale * 0.5001, "{x}");
-        }
-    }
-
-    #[test]
-    fn four_bit_blocks_keep_the_largest_number_and_the_order_of_the_halves() {
-        let mut block = [0.0_f32; 32];
-        block[0] = -8.0;
-        block[1] = 3.0;
-        block[16] = 7.0;
-        let mut bytes = Vec::new();
-        TensorType::Q4_0.encode(&block, &mut bytes);
-        assert_eq!(bytes.len(), 18);
-        assert_eq!(bytes[..2], 0x3c00_u16.to_le_bytes());
-        assert_eq!(bytes[2], 15 << 4);
-        assert_eq!(bytes[3], 8 << 4 | 11);
-        assert_eq!(bytes[4], 8 << 4 | 8);
-    }
 
     #[test]
     fn a_row_that_is_no_whole_number_of_blocks_is_refused() {

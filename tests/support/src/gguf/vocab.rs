@@ -130,6 +130,24 @@ impl Vocab {
         }
     }
 
+    /// Adds made-up words that a model may say, up to `n` tokens in all; byte-level BPE only. What it has said comes back
+    /// from the tokenizer as the same tokens, as a conversation needs it.
+    pub(crate) fn fill_with_words(&mut self, n: usize) {
+        let space = byte_char(b' ');
+        for i in 0.. {
+            if self.len() >= n {
+                break;
+            }
+            self.add(format!("{space}{}", made_up_word(i)), TokenKind::Normal);
+        }
+    }
+
+    /// The leading tokens that are no words: special ones and single bytes.
+    pub(crate) fn wordless(&self) -> usize {
+        let is_word = |t: &Token| t.kind == TokenKind::Normal && t.text.chars().nth(1).is_some();
+        self.tokens.iter().position(is_word).unwrap_or(self.len())
+    }
+
     pub(crate) fn put(&self, w: &mut Writer) {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         w.set(key("model"), self.model);
@@ -167,6 +185,20 @@ fn pairs() -> impl Iterator<Item = String> {
     ('a'..='z').flat_map(|a| ('a'..='z').map(move |b| format!("{a}{b}")))
 }
 
+/// Three syllables and a consonant, another for each `i` below 20 million.
+fn made_up_word(i: usize) -> String {
+    const CONSONANTS: &[u8] = b"bcdfghjklmnpqrstvwxz";
+    const VOWELS: &[u8] = b"aeiou";
+    let mut rest = i;
+    let places = [CONSONANTS, VOWELS].into_iter().cycle().take(7);
+    let letter = |letters: &[u8]| {
+        let letter = letters[rest % letters.len()];
+        rest /= letters.len();
+        char::from(letter)
+    };
+    places.map(letter).collect()
+}
+
 /// The character that stands for a byte in a byte-level vocabulary: itself where it is visible in Latin-1, else the
 /// next free one from U+0100 on (the table of GPT-2's `bytes_to_unicode`).
 pub(crate) fn byte_char(byte: u8) -> char {
@@ -185,6 +217,15 @@ const MERGES: &str = "_ t|_ a|h e|i n|r e|o n|e r|_ s|a t|_ w|_ o|e n|_ c|i t|i 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vocabulary_is_filled_with_words_that_all_differ() {
+        let mut vocab = Vocab::byte_level("llama-bpe", false);
+        let before = vocab.len();
+        vocab.fill_with_words(40_000);
+        assert_eq!((vocab.len(), vocab.tokens[before].text.as_str()), (40_000, "Ġbababab"));
+        assert!(vocab.tokens[vocab.wordless()].text == "Ġt" && vocab.wordless() == 5 + 256);
+    }
 
     #[test]
     fn every_byte_has_a_character_of_its_own() {

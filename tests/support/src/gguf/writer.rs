@@ -52,6 +52,11 @@ impl Writer {
         self.tensors.push(tensor);
     }
 
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.iter().find(|t| t.name == name)
+    }
+
     /// Takes a tensor out and returns it.
     pub fn remove_tensor(&mut self, name: &str) -> Option<Tensor> {
         let at = self.tensors.iter().position(|t| t.name == name)?;
@@ -127,11 +132,7 @@ impl Writer {
         for tensor in &self.tensors {
             let mut written = 0;
             for row in 0..tensor.rows() {
-                numbers.clear();
-                numbers.resize(tensor.row_len() as usize, 0.0);
-                (tensor.fill)(row, &mut numbers);
-                encoded.clear();
-                tensor.kind.encode(&numbers, &mut encoded);
+                tensor.encode_row(row, &mut numbers, &mut encoded);
                 written += encoded.len() as u64;
                 out.write_all(&encoded)?;
             }

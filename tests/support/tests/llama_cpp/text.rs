@@ -3,9 +3,9 @@
 use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::sampling::LlamaSampler;
-use sarai_support::gguf::{Kind, Model, TensorType};
+use sarai_support::gguf::{Kind, Model, Tensor, TensorType};
 
-use crate::{context, load};
+use crate::{context, load, load_bytes};
 
 const PROMPT: &str = "<|im_start|>user\nHello, what's new?<|im_end|>\n<|im_start|>assistant\n";
 
@@ -131,14 +131,44 @@ fn lfm2_is_a_hybrid_and_llama_is_not() {
 
 #[test]
 fn every_type_of_weight_and_other_dimensions_run() {
-    for weights in [TensorType::F32, TensorType::F16, TensorType::Q8_0, TensorType::Q4_0] {
+    for weights in [
+        TensorType::F32,
+        TensorType::F16,
+        TensorType::Q8_0,
+        TensorType::Q4_0,
+        TensorType::Q6_K,
+        TensorType::Q4_K,
+    ] {
         for kind in [Kind::Llama, Kind::Lfm2] {
             let model =
                 Model::new(kind.clone()).weights(weights).n_embd(256).n_layer(3).n_head(8).n_head_kv(4);
-            let model = load(&model.n_ff(320).n_vocab(4096).n_ctx_train(777));
+            let model = load(&model.n_ff(512).n_vocab(4096).n_ctx_train(777));
             assert_eq!((model.n_vocab(), model.n_ctx_train(), model.n_layer()), (4096, 777, 3));
             let text = greedy(&model, PROMPT);
             assert!(is_readable(&text), "{kind:?} {weights:?}: {text:?}");
         }
+    }
+}
+
+#[test]
+fn random_blocks_load_and_give_finite_logits() {
+    for weights in [TensorType::Q8_0, TensorType::Q4_0, TensorType::Q6_K, TensorType::Q4_K] {
+        let mut file = Model::new(Kind::Llama).n_embd(256).n_head(8).weights(weights).writer().unwrap();
+        for name in ["blk.0.attn_v.weight", "blk.1.ffn_down.weight", "output.weight"] {
+            let old = file.remove_tensor(name).unwrap();
+            file.push(Tensor::random(name, old.shape(), weights, 1.0 / 16.0, 5));
+        }
+        let model = load_bytes(&file.to_bytes().unwrap()).unwrap();
+        let mut context = context(&model, false);
+        let prompt = model.vocab().tokenize(PROMPT.as_bytes(), true, true);
+        let mut batch = LlamaBatch::new(512, 1);
+        batch.add_sequence(&prompt, 0, false).unwrap();
+        context.decode(&mut batch).unwrap();
+        let logits = context.get_logits_ith(batch.n_tokens() - 1);
+        assert!(logits.iter().all(|logit| logit.is_finite()), "{weights:?}");
+        assert!(
+            logits[..5].iter().all(|logit| *logit == 0.0) && logits.iter().any(|logit| *logit > 1.0),
+            "{weights:?}"
+        );
     }
 }

@@ -1,0 +1,68 @@
+//! One request at a time, weights held the same way on both sides.
+
+use sarai::GenerateRequest;
+use sarai_support::gguf::Shape;
+
+use crate::args::Bench;
+use crate::ours::{Model, Ours};
+use crate::peer::{Speeds, Weights};
+use crate::report::{Bar, Figure};
+use crate::statistics::median;
+use crate::{Result, prompt};
+
+pub(super) const PROMPT: usize = 512;
+const ANSWER: u32 = 128;
+const MODEL: &str = "model";
+
+pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
+    let mut shapes = vec![Shape::Lfm2, Shape::Llama1b];
+    if bench.solar {
+        shapes.push(Shape::Solar);
+    }
+    let mut figures = Vec::new();
+    for shape in shapes {
+        for weights in [Weights::Mmap, Weights::Repack] {
+            figures.extend(of_shape(bench, shape, weights).await?);
+        }
+    }
+    Ok(figures)
+}
+
+async fn of_shape(bench: &Bench, shape: Shape, weights: Weights) -> Result<[Figure; 2]> {
+    let path = bench.shapes.file(shape)?;
+    let ours = Ours::start(bench, &[Model::llm(MODEL, path.clone(), weights)], 1).await?;
+    ours.sarai.pool().load(MODEL).await?;
+    ours.ask(MODEL, GenerateRequest::raw(prompt::words(8, 0)), 8).await?;
+    let (mut own, mut peer) = (Vec::new(), Vec::new());
+    for run in 0..bench.runs {
+        own.push(speeds(&ours, u64::from(run) + 1).await?);
+        peer.push(bench.peer.speeds(&path, weights, bench.threads, PROMPT, ANSWER)?);
+    }
+    ours.stop().await;
+    let figure = |what: &str, speed: fn(&Speeds) -> f64| Figure {
+        what: format!("{} {what}, {}", shape.name(), weights.name()),
+        unit: "tokens/s",
+        ours: median(&own.iter().map(speed).collect::<Vec<_>>()),
+        against: "llama-bench".to_owned(),
+        theirs: median(&peer.iter().map(speed).collect::<Vec<_>>()),
+        bar: Bar::RatioAtLeast(0.98),
+    };
+    Ok([figure("decode", |speeds| speeds.decode), figure("prompt", |speeds| speeds.prompt)])
+}
+
+/// The speeds as the answers give them.
+async fn speeds(ours: &Ours, seed: u64) -> Result<Speeds> {
+    let prompt = prompt_speed(ours, MODEL, seed).await?;
+    let (_, answer) = ours.ask(MODEL, GenerateRequest::raw(prompt::words(2, seed)), ANSWER).await?;
+    let decode = answer.tokens_per_second.ok_or("the answer does not say how fast it was")?;
+    Ok(Speeds { prompt, decode })
+}
+
+/// Prompt tokens per second until the first token of the answer.
+pub(super) async fn prompt_speed(ours: &Ours, model: &str, seed: u64) -> Result<f64> {
+    let (_, answer) = ours.ask(model, GenerateRequest::raw(prompt::words(PROMPT, seed)), 1).await?;
+    match (answer.prompt_tokens, answer.ttft_ms) {
+        (Some(tokens), Some(ttft_ms)) => Ok(f64::from(tokens) * 1e3 / ttft_ms as f64),
+        _ => Err("the answer does not say how long its prompt took".into()),
+    }
+}
