@@ -7,6 +7,7 @@ use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 use llguidance::Matcher;
 use llguidance::api::TopLevelGrammar;
 use sarai_core::request::Constraint;
+use serde_json::{Value, json};
 
 use super::load::Loaded;
 use crate::Error;
@@ -25,7 +26,7 @@ impl Form {
     pub(super) fn new(constraint: &Constraint, loaded: &Loaded) -> Result<Self, Error> {
         match constraint {
             Constraint::JsonSchema(schema) => {
-                let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+                let grammar = TopLevelGrammar::from_json_schema(with_few_blanks(schema.clone()));
                 let matcher = Matcher::new(loaded.schemas()?.create_parser(grammar));
                 match matcher.get_error() {
                     Some(reason) => Err(Error::BadSchema { reason }),
@@ -81,6 +82,15 @@ impl std::fmt::Debug for Form {
             Self::Grammar(_) => "Grammar",
         })
     }
+}
+
+/// JSON allows any number of blanks and line breaks, with which a model may go on until its context ends.
+fn with_few_blanks(mut schema: Value) -> Value {
+    if let Value::Object(keys) = &mut schema {
+        let options = || json!({ "whitespace_pattern": r" |\n[ \t]{0,16}" });
+        keys.entry("x-guidance").or_insert_with(options);
+    }
+    schema
 }
 
 fn stuck(reason: &dyn std::fmt::Display) -> Error {

@@ -218,12 +218,11 @@ impl Reader<'_> {
                 self.batch.push(*token, position, place as SeqId, true);
             }
         }
-        let stepped = {
-            let computing = runtime::Computing::begin(self.threads);
-            self.context.set_threads(computing.threads());
-            let unread = || chosen.iter().all(|(job, _)| self.jobs[*job].reply.is_closed());
+        let unread = || chosen.iter().all(|(job, _)| self.jobs[*job].reply.is_closed());
+        let stepped = runtime::computing(self.threads, |threads| {
+            self.context.set_threads(threads);
             self.context.decode(&self.batch, &|| stopping.is_cancelled() || unread())
-        };
+        });
         let results = match stepped {
             Ok(Step::Done) => {
                 let result = |place| self.context.pooled(place as SeqId).map(<[f32]>::to_vec);

@@ -47,7 +47,6 @@ impl LoadTurn {
 }
 
 /// A load or a step in progress. Either makes the process grow, a step by touching buffers for the first time.
-#[derive(Debug)]
 struct Activity {
     /// How many had begun, this one included.
     number: u64,
@@ -80,33 +79,15 @@ impl Activity {
 /// whatever happens: models then share the CPUs out.
 pub(super) const GNU_OPENMP: bool = cfg!(all(feature = "openmp", target_os = "linux", target_env = "gnu"));
 
-/// A step in progress.
-#[derive(Debug)]
-pub(super) struct Computing {
-    _activity: Activity,
-    threads: usize,
-}
-
-static COMPUTING: AtomicUsize = AtomicUsize::new(0);
-
-impl Computing {
-    /// Begins a step of a model that would like so many threads.
-    pub(super) fn begin(threads: usize) -> Self {
-        let models = COMPUTING.fetch_add(1, Ordering::Relaxed) + 1;
-        let threads = if GNU_OPENMP { threads } else { (threads / models).max(1) };
-        Self { _activity: Activity::begin(), threads }
-    }
-
-    /// How many it gets.
-    pub(super) fn threads(&self) -> usize {
-        self.threads
-    }
-}
-
-impl Drop for Computing {
-    fn drop(&mut self) {
-        COMPUTING.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Computes a step of a model that would like so many threads, with as many as it gets. It counts as over before anyone
+/// hears of its result, so that a load that follows is alone.
+pub(super) fn computing<T>(threads: usize, step: impl FnOnce(usize) -> T) -> T {
+    static MODELS: AtomicUsize = AtomicUsize::new(0);
+    let _activity = Activity::begin();
+    let models = MODELS.fetch_add(1, Ordering::Relaxed) + 1;
+    let result = step(if GNU_OPENMP { threads } else { (threads / models).max(1) });
+    MODELS.fetch_sub(1, Ordering::Relaxed);
+    result
 }
 
 /// How much an LLM's threads stand back behind a helper's, in the system's niceness.

@@ -105,6 +105,13 @@ pub(super) struct Session {
     xxh3: u64,
 }
 
+impl Session {
+    /// How many tokens it holds.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
 /// The sessions of one model with its settings.
 #[derive(Debug)]
 pub(super) struct Sessions {

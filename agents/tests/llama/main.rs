@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod batching;
 mod embedding;
 mod files;
+mod forms;
 mod generation;
 mod memory;
+mod sessions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -67,6 +67,11 @@ impl Kept {
         Some(self.entries.remove(at))
     }
 
+    /// The tokens of all, common beginnings counted each time.
+    pub(super) fn tokens(&self) -> usize {
+        self.entries.iter().map(|entry| entry.tokens.len()).sum()
+    }
+
     /// Takes the least recently used one out.
     pub(super) fn take_oldest(&mut self) -> Option<Entry> {
         (!self.entries.is_empty()).then(|| self.entries.remove(0))

@@ -115,8 +115,7 @@ impl<'m> Engine<'m> {
             self.leave();
             self.let_in();
             if !self.running.is_empty() {
-                let computing = runtime::Computing::begin(self.threads);
-                self.step(&computing, stopping);
+                self.step(stopping);
             }
         }
         // Whoever still waits for an answer hears that the engine is gone by the end of the stream.
@@ -258,12 +257,24 @@ impl<'m> Engine<'m> {
     fn restored(&mut self, tokens: &[LlamaToken], least: usize) -> Option<(SeqId, usize)> {
         let sessions = self.sessions.as_ref()?;
         let (session, length) = sessions.best(tokens, self.whole).filter(|(_, length)| *length >= least)?;
+        self.clear_room(session.tokens());
         let place = self.free_place();
         if self.sessions.as_mut()?.restore(&session, &mut self.context, place) {
             return Some((place, length));
         }
         self.forget(Some(place));
         None
+    }
+
+    /// Lets what is kept leave until there is surely room for so many tokens, or nothing is kept any more.
+    fn clear_room(&mut self, tokens: usize) {
+        let running: usize = self.running.iter().map(|sequence| sequence.computed).sum();
+        while tokens + running + self.kept.tokens() > self.context.n_ctx() as usize
+            && let Some(entry) = self.kept.take_oldest()
+        {
+            self.store(&entry);
+            self.forget(Some(entry.sequence));
+        }
     }
 
     fn share(&mut self, from: SeqId, length: usize) -> SeqId {
@@ -285,14 +296,16 @@ impl<'m> Engine<'m> {
     }
 
     /// One step: the next token of all that write, a part of the prompts of all that read.
-    fn step(&mut self, computing: &runtime::Computing, stopping: &CancellationToken) {
+    fn step(&mut self, stopping: &CancellationToken) {
         let mut parts = self.plan();
         let prompts: usize = parts.iter().filter(|part| part.tokens > 1).map(|part| part.tokens).sum();
         self.fill(&mut parts);
-        self.context.set_threads(computing.threads());
         let started = Instant::now();
         let stop = || stopping.is_cancelled() || parts.iter().all(|part| self.running[part.at].unread());
-        let stepped = self.context.decode(&self.batch, &stop);
+        let stepped = runtime::computing(self.threads, |threads| {
+            self.context.set_threads(threads);
+            self.context.decode(&self.batch, &stop)
+        });
         match stepped {
             Ok(Step::Done) => {
                 if prompts > 0 {

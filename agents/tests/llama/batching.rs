@@ -1,0 +1,202 @@
+//! Several requests at once on one model, and what they share.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use sarai_core::config::Context;
+use sarai_core::failure::FailureKind;
+use sarai_core::request::{Capability, Delta, FinishReason, GenerateRequest, Message, Sampling};
+use sarai_support::gguf::{Kind, Model};
+
+use super::{chat, file, kinds, llama, load, say, settings};
+
+fn greedy(most: u32) -> Sampling {
+    Sampling { temperature: Some(0.0), max_tokens: Some(most), ..Sampling::default() }
+}
+
+/// A conversation of `turns` questions below instructions of some length.
+fn conversation(turns: &[&str]) -> GenerateRequest {
+    let instructions = Message::system("the dog and the cat are here and now ".repeat(20));
+    let turns = turns.iter().map(|text| Message::user(*text));
+    GenerateRequest::chat(std::iter::once(instructions).chain(turns).collect()).with_sampling(greedy(16))
+}
+
+#[tokio::test]
+async fn answers_are_the_same_alone_and_beside_others() {
+    for kind in kinds() {
+        let (_file, model) = llama(Model::new(kind.clone()).endless(true)).await;
+        let request = |n: usize| {
+            GenerateRequest::raw("the dog and the cat ".repeat(1 + n * 5))
+                .with_sampling(greedy(20 + n as u32))
+        };
+        let mut alone = Vec::new();
+        for n in 0..6 {
+            alone.push(say(&model, request(n)).await.unwrap().0);
+        }
+        let together = join_all((0..6).map(|n| say(&model, request(n)))).await;
+        let together: Vec<String> = together.into_iter().map(|answer| answer.unwrap().0).collect();
+        assert_eq!(together, alone, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_later_turn_goes_on_with_what_is_there_and_says_the_same_as_anew() {
+    for kind in kinds() {
+        let model = Model::new(kind.clone()).endless(true);
+        let (_file, warm) = llama(model.clone()).await;
+        let (_other, cold) = llama(model).await;
+        let (first, completion) = say(&warm, conversation(&["¿Cómo estás?"])).await.unwrap();
+        assert_eq!(completion.cached_tokens, Some(0));
+        let turn = |first: &str| {
+            let mut messages = match conversation(&["¿Cómo estás?"]).prompt {
+                sarai_core::request::Prompt::Chat(messages) => messages,
+                sarai_core::request::Prompt::Raw(_) => unreachable!("it is a conversation"),
+            };
+            messages.extend([Message::assistant(first), Message::user("¿Y tú?")]);
+            GenerateRequest::chat(messages).with_sampling(greedy(16))
+        };
+        let (again, warm) = say(&warm, turn(&first)).await.unwrap();
+        let (anew, cold) = say(&cold, turn(&first)).await.unwrap();
+        assert_eq!(again, anew, "{kind:?}");
+        assert_eq!(cold.cached_tokens, Some(0));
+        let before = completion.prompt_tokens.unwrap();
+        assert!(warm.cached_tokens.unwrap() + 1 >= before, "{kind:?}: {:?} of {before}", warm.cached_tokens);
+    }
+}
+
+#[tokio::test]
+async fn a_common_beginning_is_computed_once_also_for_requests_that_come_together() {
+    for kind in kinds() {
+        let (_file, model) = llama(Model::new(kind.clone())).await;
+        let asked = ["uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho"];
+        let answers = join_all(asked.map(|text| say(&model, conversation(&[text])))).await;
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().1).collect();
+        let all: u32 = answers.iter().map(|answer| answer.prompt_tokens.unwrap()).sum();
+        let computed = all - answers.iter().map(|answer| answer.cached_tokens.unwrap()).sum::<u32>();
+        assert!(f64::from(computed) <= 0.25 * f64::from(all), "{kind:?}: {computed} of {all}");
+        // And it changes nothing of what they say.
+        let (_other, cold) = llama(Model::new(kind.clone())).await;
+        let alone = say(&cold, conversation(&["ocho"])).await.unwrap().0;
+        assert_eq!(say(&model, conversation(&["ocho"])).await.unwrap().0, alone, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_that_together_outgrow_the_context_are_all_answered_in_full() {
+    for kind in kinds() {
+        let (_file, model) = llama(Model::new(kind.clone()).endless(true)).await;
+        // Four of 300 tokens in a context of 512.
+        let request =
+            |n: usize| GenerateRequest::raw(["dog", "cat", "man", "day"][n]).with_sampling(greedy(300));
+        let mut alone = Vec::new();
+        for n in 0..4 {
+            alone.push(say(&model, request(n)).await.unwrap().0);
+        }
+        let together = join_all((0..4).map(|n| say(&model, request(n)))).await;
+        for (answer, alone) in together.into_iter().zip(alone) {
+            let (text, completion) = answer.unwrap();
+            assert_eq!(completion.completion_tokens, Some(300), "{kind:?}");
+            // What is computed again is computed in larger steps, which may round otherwise: random weights make close
+            // calls. The first words come from the same steps.
+            assert_eq!(text[..100], alone[..100], "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_short_request_does_not_wait_for_the_end_of_a_long_one() {
+    let (_file, model) = llama(Model::new(Kind::Llama).endless(true)).await;
+    let mut long = model.generate(GenerateRequest::raw("the dog").with_sampling(greedy(400))).await.unwrap();
+    assert!(matches!(long.next().await, Some(Ok(Delta::Text(_)))));
+    let (_, short) = say(&model, chat(greedy(3))).await.unwrap();
+    assert_eq!(short.completion_tokens, Some(3));
+    let more = futures::future::poll_immediate(long.collect::<Vec<_>>()).await;
+    assert!(more.is_none_or(|rest| rest.len() > 3), "the long one had its turns as well");
+}
+
+#[tokio::test]
+async fn a_request_that_is_given_up_while_its_prompt_is_read_frees_its_place() {
+    for kind in kinds() {
+        let file = file(&Model::new(kind).n_ctx_train(8192).endless(true));
+        let mut one = settings(&file.path, Capability::Generate);
+        (one.parallel, one.context) = (Some(1), Context::Fixed(8192));
+        let model = load(one).await.unwrap();
+        let long = || GenerateRequest::raw("the dog and the cat ".repeat(1500)).with_sampling(greedy(1));
+        for _ in 0..20 {
+            // Dropped as soon as the engine has it.
+            drop(model.generate(long()).await.unwrap());
+        }
+        let answered = tokio::time::timeout(Duration::from_secs(60), say(&model, chat(greedy(3)))).await;
+        assert_eq!(answered.unwrap().unwrap().1.completion_tokens, Some(3));
+    }
+}
+
+#[tokio::test]
+async fn a_request_for_no_tokens_is_over_at_once() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    let (text, completion) = say(&model, chat(greedy(0))).await.unwrap();
+    assert_eq!((text.as_str(), completion.finish_reason), ("", FinishReason::Length));
+    assert_eq!(completion.completion_tokens, Some(0));
+}
+
+#[tokio::test]
+async fn a_prompt_of_a_megabyte_is_refused_and_the_engine_goes_on() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    for text in ["x".repeat(1 << 20), "the dog ".repeat(1 << 17), "\0".repeat(1 << 20), "ñ".repeat(1 << 19)]
+    {
+        let failure = say(&model, GenerateRequest::raw(text)).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::ContextOverflow);
+    }
+    let (_, completion) = say(&model, GenerateRequest::raw("a\0b").with_sampling(greedy(3))).await.unwrap();
+    assert_eq!(completion.completion_tokens, Some(3));
+}
+
+#[tokio::test]
+async fn the_oldest_messages_go_where_the_request_allows_it() {
+    for kind in kinds() {
+        let (_file, model) = llama(Model::new(kind)).await;
+        let mut messages = vec![Message::system("Be kind.")];
+        for n in 0..40 {
+            messages.push(Message::user(format!("the dog and the cat {n}")));
+            messages.push(Message::assistant("the man and the day".repeat(2)));
+        }
+        messages.push(Message::user("¿Cómo estás?"));
+        let long = GenerateRequest::chat(messages.clone()).with_sampling(greedy(5));
+        assert_eq!(say(&model, long.clone()).await.unwrap_err().kind, FailureKind::ContextOverflow);
+        let cut = long.with_truncate(sarai_core::request::Truncate::Oldest);
+        let (_, completion) = say(&model, cut.clone()).await.unwrap();
+        assert!(completion.truncated);
+        let tokens = completion.prompt_tokens.unwrap();
+        assert!((200..512).contains(&tokens), "as many as fit: {tokens}");
+        // One that fits is left alone.
+        let short = chat(greedy(5)).with_truncate(sarai_core::request::Truncate::Oldest);
+        assert!(!say(&model, short).await.unwrap().1.truncated);
+        // The last message alone is too long.
+        let endless = GenerateRequest::chat(vec![Message::user("the dog ".repeat(2000))])
+            .with_truncate(sarai_core::request::Truncate::Oldest);
+        assert_eq!(say(&model, endless).await.unwrap_err().kind, FailureKind::ContextOverflow);
+        let raw = GenerateRequest::raw("the dog ".repeat(2000))
+            .with_sampling(greedy(5))
+            .with_truncate(sarai_core::request::Truncate::Oldest);
+        assert!(say(&model, raw).await.unwrap().1.truncated);
+    }
+}
+
+#[tokio::test]
+async fn two_models_on_one_file_share_its_weights() {
+    let file = file(&Model::new(Kind::Llama).n_embd(512).n_head(8).n_layer(4));
+    let mut own = settings(&file.path, Capability::Generate);
+    own.weights = sarai_core::config::Weights::Repack;
+    let first = load(own.clone()).await.unwrap();
+    let second = load(own.clone()).await.unwrap();
+    let weights = std::fs::metadata(&file.path).unwrap().len();
+    let grown = |model: &std::sync::Arc<dyn sarai_core::backend::Model>| model.memory().unwrap().anonymous;
+    // Where something else ran meanwhile nothing is known; then this says nothing.
+    if let (Some(first), Some(second)) = (grown(&first), grown(&second)) {
+        assert!(second.0 + weights / 2 < first.0, "{first} {second}");
+    }
+    let answer = say(&first, chat(greedy(8))).await.unwrap().0;
+    first.unload().await;
+    assert_eq!(say(&second, chat(greedy(8))).await.unwrap().0, answer, "the one that is left still has them");
+}

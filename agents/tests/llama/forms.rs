@@ -1,0 +1,143 @@
+//! Answers that have to have a form, call tools, or come with their probabilities.
+
+use sarai_core::failure::FailureKind;
+use sarai_core::request::{Constraint, GenerateRequest, Message, Sampling, Tool};
+use sarai_support::gguf::{Kind, Model};
+use serde_json::{Value, json};
+
+use super::{chat, kinds, llama, say};
+
+fn sampled(seed: u32) -> Sampling {
+    Sampling { seed: Some(seed), max_tokens: Some(200), temperature: Some(1.5), ..Sampling::default() }
+}
+
+fn schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "city": { "type": "string", "maxLength": 8 },
+            "days": { "type": "integer", "minimum": 1, "maximum": 9 },
+            "kind": { "enum": ["sun", "rain"] },
+        },
+        "required": ["city", "days", "kind"],
+        "additionalProperties": false,
+    })
+}
+
+#[tokio::test]
+async fn an_answer_under_a_schema_is_json_of_that_form_whatever_the_model_would_say() {
+    for kind in kinds() {
+        let (_file, model) = llama(Model::new(kind.clone()).endless(true)).await;
+        for seed in 0..5 {
+            let request = chat(sampled(seed)).with_constraint(Constraint::JsonSchema(schema()));
+            let (text, completion) = say(&model, request).await.unwrap();
+            let value: Value = serde_json::from_str(&text)
+                .unwrap_or_else(|error| panic!("{kind:?} {error}: {text} {completion:?}"));
+            assert!((1..=9).contains(&value["days"].as_i64().unwrap()), "{text}");
+            assert!(["sun", "rain"].contains(&value["kind"].as_str().unwrap()), "{text}");
+            assert!(value["city"].as_str().unwrap().chars().count() <= 8, "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_under_a_grammar_is_of_that_grammar() {
+    for kind in kinds() {
+        let (_file, model) = llama(Model::new(kind).endless(true)).await;
+        let grammar = "root ::= (\"yes\" | \"no\") \"-\" [0-9]{3}\n";
+        for seed in 0..5 {
+            let request = chat(sampled(seed)).with_constraint(Constraint::Grammar(grammar.to_owned()));
+            let (text, _) = say(&model, request).await.unwrap();
+            let (word, number) = text.split_once('-').unwrap();
+            assert!(["yes", "no"].contains(&word) && number.len() == 3, "{text}");
+            assert!(number.chars().all(|c| c.is_ascii_digit()), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_form_that_cannot_be_kept_to_is_refused_and_the_engine_goes_on() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    let bad = [
+        Constraint::JsonSchema(json!({ "type": "no such type" })),
+        Constraint::JsonSchema(json!({ "type": "string", "pattern": "(" })),
+        Constraint::JsonSchema(json!({ "$ref": "#/nowhere" })),
+        Constraint::JsonSchema(json!({ "not": { "type": "string" } })),
+        Constraint::JsonSchema(json!(42)),
+        Constraint::Grammar("root ::= \"unclosed".to_owned()),
+        Constraint::Grammar("root ::= missing".to_owned()),
+        Constraint::Grammar("root ::= root \"a\"".to_owned()),
+        Constraint::Grammar(String::new()),
+        Constraint::Grammar(format!("root ::= {}", "(".repeat(100_000))),
+        Constraint::Grammar("root ::= \"a\0\"".to_owned()),
+    ];
+    for constraint in bad {
+        let shown = format!("{constraint:?}");
+        let failure = say(&model, chat(sampled(1)).with_constraint(constraint)).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::BadRequest, "{}", &shown[..shown.len().min(80)]);
+    }
+    assert!(say(&model, chat(sampled(1))).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_form_that_the_vocabulary_cannot_say_ends_with_an_error() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    // The small vocabulary has no such character, and no bytes to make it of.
+    let grammar = Constraint::Grammar("root ::= \"\u{4e16}\"".to_owned());
+    let outcome = say(&model, chat(sampled(1)).with_constraint(grammar)).await;
+    match outcome {
+        Ok((text, _)) => assert_eq!(text, "\u{4e16}", "it has bytes after all"),
+        Err(failure) => assert_eq!(failure.kind, FailureKind::Engine),
+    }
+    assert!(say(&model, chat(sampled(1))).await.is_ok());
+}
+
+#[tokio::test]
+async fn each_tokens_probability_comes_with_its_alternatives() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    let greedy = Sampling { temperature: Some(0.0), max_tokens: Some(8), ..Sampling::default() };
+    let (text, completion) = say(&model, chat(greedy.clone()).with_logprobs(3)).await.unwrap();
+    let logprobs = completion.logprobs.unwrap();
+    assert_eq!(logprobs.len() as u32, completion.completion_tokens.unwrap());
+    assert_eq!(logprobs.iter().map(|token| token.token.as_str()).collect::<String>(), text);
+    for token in &logprobs {
+        assert!(token.logprob <= 0.0 && token.top.len() == 3);
+        assert_eq!(
+            (&token.top[0].token, token.top[0].logprob),
+            (&token.token, token.logprob),
+            "the likeliest was taken"
+        );
+        assert!(token.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob));
+    }
+    assert_eq!(say(&model, chat(greedy)).await.unwrap().1.logprobs, None);
+}
+
+#[tokio::test]
+async fn tools_are_told_to_the_model_and_do_not_go_with_a_fixed_form() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    let tool = Tool {
+        name: "weather".into(),
+        description: "The weather of a city".into(),
+        parameters: json!({ "type": "object", "properties": { "city": { "type": "string" } } }),
+    };
+    let plain = GenerateRequest::chat(vec![Message::user("Hi")])
+        .with_sampling(Sampling { max_tokens: Some(4), ..sampled(1) });
+    let with = plain.clone().with_tools(vec![tool]);
+    let before = say(&model, plain).await.unwrap().1.prompt_tokens.unwrap();
+    let (_, completion) = say(&model, with.clone()).await.unwrap();
+    assert!(completion.prompt_tokens.unwrap() > before + 30, "the model reads what it may call");
+    assert_eq!(completion.tool_calls, []);
+    let both = with.with_constraint(Constraint::JsonSchema(schema()));
+    assert_eq!(say(&model, both).await.unwrap_err().kind, FailureKind::BadRequest);
+}
+
+#[tokio::test]
+async fn penalties_change_what_is_said() {
+    let (_file, model) = llama(Model::new(Kind::Llama).endless(true)).await;
+    let greedy = Sampling { temperature: Some(0.0), max_tokens: Some(200), ..Sampling::default() };
+    let plain = say(&model, chat(greedy.clone())).await.unwrap().0;
+    let presence = Sampling { presence_penalty: Some(50.0), ..greedy.clone() };
+    let frequency = Sampling { frequency_penalty: Some(50.0), ..greedy };
+    assert_ne!(say(&model, chat(presence)).await.unwrap().0, plain);
+    assert_ne!(say(&model, chat(frequency)).await.unwrap().0, plain);
+}

@@ -1,0 +1,161 @@
+//! Conversations that outlive their model's stay in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sarai_agents::llama::{GgufSettings, SessionStore};
+use sarai_core::request::{Capability, Completion, GenerateRequest, Message, Sampling};
+use sarai_core::units::Bytes;
+use sarai_support::gguf::{Kind, Model};
+
+use super::{ModelFile, file, kinds, load, say, settings};
+
+fn with_store(file: &ModelFile, folder: &Path, most: Bytes) -> GgufSettings {
+    GgufSettings {
+        sessions: Some(SessionStore::new(folder, most)),
+        ..settings(&file.path, Capability::Generate)
+    }
+}
+
+const PLENTY: Bytes = Bytes(1 << 30);
+
+fn first_turn() -> Vec<Message> {
+    vec![Message::system("the dog and the cat are here and now ".repeat(15)), Message::user("¿Cómo estás?")]
+}
+
+fn ask(messages: &[Message]) -> GenerateRequest {
+    let sampling = Sampling { temperature: Some(0.0), max_tokens: Some(12), ..Sampling::default() };
+    GenerateRequest::chat(messages.to_vec()).with_sampling(sampling)
+}
+
+/// Loads, asks, and unloads.
+async fn visit(settings: GgufSettings, messages: &[Message]) -> (String, Completion) {
+    let model = load(settings).await.unwrap();
+    let said = say(&model, ask(messages)).await.unwrap();
+    model.unload().await;
+    said
+}
+
+fn files(folder: &Path, end: &str) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries.filter(|path| path.extension().is_some_and(|own| own == end)).collect();
+    files.sort();
+    files
+}
+
+async fn second_turn(settings: GgufSettings, said: &str) -> (String, Completion) {
+    let mut messages = first_turn();
+    messages.extend([Message::assistant(said), Message::user("¿Y tú?")]);
+    visit(settings, &messages).await
+}
+
+#[tokio::test]
+async fn a_conversation_goes_on_after_a_reload_without_being_read_again_and_says_the_same() {
+    for kind in kinds() {
+        let file = file(&Model::new(kind.clone()).endless(true));
+        let folder = tempfile::tempdir().unwrap();
+        let kept = || with_store(&file, folder.path(), PLENTY);
+        let (said, first) = visit(kept(), &first_turn()).await;
+        let (again, warm) = second_turn(kept(), &said).await;
+        let (anew, cold) = second_turn(settings(&file.path, Capability::Generate), &said).await;
+        assert_eq!(again, anew, "{kind:?}");
+        assert_eq!(cold.cached_tokens, Some(0));
+        assert!(warm.cached_tokens.unwrap() + 1 >= first.prompt_tokens.unwrap(), "{kind:?} {warm:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_damaged_or_anothers_is_not_used_and_changes_nothing() {
+    let file = file(&Model::new(Kind::Llama).endless(true));
+    let folder = tempfile::tempdir().unwrap();
+    let kept = || with_store(&file, folder.path(), PLENTY);
+    let (said, _) = visit(kept(), &first_turn()).await;
+    let (expected, _) = second_turn(settings(&file.path, Capability::Generate), &said).await;
+    let intact: Vec<(std::path::PathBuf, Vec<u8>)> = files(folder.path(), "kv")
+        .into_iter()
+        .chain(files(folder.path(), "json"))
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect();
+    assert!(intact.len() >= 2, "{intact:?}");
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [Damage; 4] = [
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes.clear(),
+        |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x55;
+        },
+        |bytes| bytes.extend([0; 100]),
+    ];
+    for damage in damages {
+        for (path, content) in &intact {
+            files(folder.path(), "kv")
+                .iter()
+                .chain(&files(folder.path(), "json"))
+                .for_each(|path| std::fs::remove_file(path).unwrap());
+            intact.iter().for_each(|(path, content)| std::fs::write(path, content).unwrap());
+            let mut damaged = content.clone();
+            damage(&mut damaged);
+            std::fs::write(path, damaged).unwrap();
+            let (again, _) = second_turn(kept(), &said).await;
+            assert_eq!(again, expected, "{}", path.display());
+        }
+    }
+    // The same conversation with another model of the same shape.
+    let other = super::file(&Model::new(Kind::Llama).endless(true).seed(9));
+    let (_, foreign) = visit(with_store(&other, folder.path(), PLENTY), &first_turn()).await;
+    assert_eq!(foreign.cached_tokens, Some(0));
+}
+
+#[tokio::test]
+async fn the_store_stays_within_its_size_and_the_newest_stay() {
+    let file = file(&Model::new(Kind::Llama).endless(true));
+    let folder = tempfile::tempdir().unwrap();
+    let turns =
+        |n: usize| vec![Message::user(format!("{n} {}", "the dog and the cat are here and now ".repeat(15)))];
+    visit(with_store(&file, folder.path(), PLENTY), &turns(0)).await;
+    let one: u64 = files(folder.path(), "kv").iter().map(|path| path.metadata().unwrap().len()).sum();
+    assert!(one > 0);
+    let most = Bytes(one * 5 / 2);
+    for n in 1..6 {
+        visit(with_store(&file, folder.path(), most), &turns(n)).await;
+        let held: u64 = files(folder.path(), "kv").iter().map(|path| path.metadata().unwrap().len()).sum();
+        assert!(held <= most.0, "{held} of {most}");
+    }
+    assert_eq!(files(folder.path(), "kv").len(), files(folder.path(), "json").len());
+    let (_, newest) = visit(with_store(&file, folder.path(), most), &turns(5)).await;
+    assert!(newest.cached_tokens.unwrap() > 0);
+    // One that no session fits into keeps none, and works.
+    let small = tempfile::tempdir().unwrap();
+    visit(with_store(&file, small.path(), Bytes(10)), &turns(0)).await;
+    assert!(files(small.path(), "kv").is_empty());
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_written_to_harms_nothing() {
+    let file = file(&Model::new(Kind::Llama));
+    let folder = tempfile::tempdir().unwrap();
+    let not_a_folder = folder.path().join("file");
+    std::fs::write(&not_a_folder, "x").unwrap();
+    let settings = with_store(&file, &not_a_folder.join("sessions"), PLENTY);
+    let (_, completion) = visit(settings, &first_turn()).await;
+    assert!(completion.prompt_tokens.unwrap() > 100);
+}
+
+#[tokio::test]
+async fn what_leaves_the_context_for_others_comes_back_from_disk() {
+    let file = file(&Model::new(Kind::Llama).endless(true));
+    let folder = tempfile::tempdir().unwrap();
+    let model = load(with_store(&file, folder.path(), PLENTY)).await.unwrap();
+    let about =
+        |n: usize| vec![Message::user(format!("{n} {}", "the dog and the cat are here and now ".repeat(15)))];
+    let first = say(&model, ask(&about(0))).await.unwrap();
+    // Others that fill the context of 512 tokens several times over.
+    for n in 1..8 {
+        say(&model, ask(&about(n))).await.unwrap();
+    }
+    let again = say(&model, ask(&about(0))).await.unwrap();
+    assert_eq!(again.0, first.0);
+    assert_eq!(again.1.cached_tokens.unwrap() + 1, first.1.prompt_tokens.unwrap());
+    let _model: Arc<dyn sarai_core::backend::Model> = model;
+}
