@@ -3,10 +3,10 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
-use crate::Result;
 use crate::peer::Peer;
 use crate::rows::Row;
 use crate::shapes::Shapes;
+use crate::{Result, say};
 
 /// Measures sarai beside llama.cpp's own programs.
 #[derive(Debug, Parser)]
@@ -24,8 +24,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Runs of each measurement
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    runs: u32,
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    runs: u64,
     /// Seconds that decoding is watched for where several models decode at once
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     window: u64,
@@ -46,7 +46,7 @@ pub(crate) struct Bench {
     pub(crate) shapes: Shapes,
     pub(crate) peer: Peer,
     pub(crate) threads: usize,
-    pub(crate) runs: u32,
+    runs: u64,
     pub(crate) window: Duration,
     pub(crate) solar: bool,
 }
@@ -66,5 +66,12 @@ impl Args {
             window: Duration::from_secs(self.window),
             solar: self.solar,
         })
+    }
+}
+
+impl Bench {
+    /// The numbers of the runs, each said as it begins.
+    pub(crate) fn runs(&self, what: &str) -> impl Iterator<Item = u64> {
+        (0..self.runs).inspect(move |run| say(&format!("  {what}, run {} of {}", run + 1, self.runs)))
     }
 }

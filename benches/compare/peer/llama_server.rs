@@ -23,6 +23,9 @@ impl Peer {
     pub(crate) async fn serve(&self, model: &Path, weights: Weights, flags: &[&str]) -> Result<Server> {
         // Free at this moment; nobody else is likely to take it in the next.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        // The client wants a provider even for plain HTTP; one that is there already is as good.
+        let _there_already = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().build()?;
         let child = Command::new(self.program("llama-server")?)
             .arg("--model")
             .arg(model)
@@ -33,7 +36,7 @@ impl Peer {
             .stderr(Stdio::null())
             .spawn()?;
         let url = format!("http://127.0.0.1:{port}");
-        let mut server = Server { child, url, client: reqwest::Client::new() };
+        let mut server = Server { child, url, client };
         server.ready().await?;
         Ok(server)
     }

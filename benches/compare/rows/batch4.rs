@@ -26,7 +26,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let (threads, n_ctx) = (bench.threads.to_string(), (REQUESTS * 1024).to_string());
     let flags = ["--parallel", "4", "--ctx-size", &n_ctx, "--threads", &threads];
     let server = bench.peer.serve(&path, WEIGHTS, &flags).await?;
-    for run in 0..u64::from(bench.runs) {
+    for run in bench.runs("batch4") {
         let prompts: Vec<String> =
             (0..REQUESTS).map(|request| prompt::words(PROMPT, run * REQUESTS + request)).collect();
         let started = Instant::now();

@@ -25,7 +25,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     first_text(&ours, 0).await?;
     let (mut idle, mut after) = (Vec::new(), Vec::new());
     let (mut own, mut peer) = (Vec::new(), Vec::new());
-    for run in 0..u64::from(bench.runs) {
+    for run in bench.runs("cancel") {
         idle.push(first_text(&ours, 3 * run + 1).await?);
         let long = ours.begin(MODEL, GenerateRequest::raw(prompt::words(PROMPT, 3 * run + 2)), 1);
         if tokio::time::timeout(CANCEL_AFTER, long).await.is_ok() {

@@ -19,7 +19,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let ours = Ours::start(bench, &[Model::llm("model", path, Weights::Default)], 1).await?;
     let pool = ours.sarai.pool();
     let (mut resumed, mut anew) = (Vec::new(), Vec::new());
-    for run in 0..u64::from(bench.runs) {
+    for run in bench.runs("second_turn") {
         let question = Message::user(prompt::words(FIRST_TURN, 2 * run));
         let (said, _) = ours.ask("model", GenerateRequest::chat(vec![question.clone()]), ANSWER).await?;
         let second_turn = |first| {

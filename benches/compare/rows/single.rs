@@ -34,8 +34,8 @@ async fn of_shape(bench: &Bench, shape: Shape, weights: Weights) -> Result<[Figu
     ours.sarai.pool().load(MODEL).await?;
     ours.ask(MODEL, GenerateRequest::raw(prompt::words(8, 0)), 8).await?;
     let (mut own, mut peer) = (Vec::new(), Vec::new());
-    for run in 0..bench.runs {
-        own.push(speeds(&ours, u64::from(run) + 1).await?);
+    for run in bench.runs(&format!("{}, {}", shape.name(), weights.name())) {
+        own.push(speeds(&ours, run + 1).await?);
         peer.push(bench.peer.speeds(&path, weights, bench.threads, PROMPT, ANSWER)?);
     }
     ours.stop().await;

@@ -22,7 +22,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     // One LLM at a time: the second evicts the first.
     let ours = Ours::start(bench, &models, 1).await?;
     let (mut own, mut peer) = (Vec::new(), Vec::new());
-    for run in 0..u64::from(bench.runs) {
+    for run in bench.runs("switch") {
         let prompt = prompt::words(PROMPT, run);
         ours.ask("lfm2", GenerateRequest::raw(prompt.clone()), 1).await?;
         let started = Instant::now();

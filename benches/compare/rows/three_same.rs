@@ -28,7 +28,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
         servers.push(bench.peer.serve(&model.path, Weights::Default, &["--ctx-size", "4096"]).await?);
     }
     let (mut own, mut peer) = (Vec::new(), Vec::new());
-    for run in 0..u64::from(bench.runs) {
+    for run in bench.runs("three_same") {
         let prompt = prompt::words(8, run);
         let started = Instant::now();
         let ask = |name| ours.ask(name, GenerateRequest::raw(prompt.clone()), ANSWER);

@@ -20,7 +20,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
         ours.sarai.pool().load(name).await?;
     }
     let mut sums = Vec::new();
-    for _ in 0..bench.runs {
+    for _ in bench.runs("trio") {
         let mut alone = Vec::new();
         for name in names {
             alone.extend(ours.decode_rates(&[name], bench.window).await?);
