@@ -33,23 +33,26 @@ impl Model {
 #[derive(Debug)]
 pub(crate) struct Ours {
     pub(crate) sarai: Sarai,
+    /// Its configuration and what it keeps of conversations.
+    _folder: tempfile::TempDir,
 }
 
 impl Ours {
     /// A pool that keeps at most so many LLMs; nothing but residents is loaded yet.
     pub(crate) async fn start(bench: &Bench, models: &[Model], most_llms: usize) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
         let models: Map<String, Value> =
             models.iter().map(|model| (model.name.to_owned(), configured(model, bench.threads))).collect();
         let config = json!({
             "models": models,
             "memory": {"max_ram_gb": ram_gb(), "max_concurrent_llms": most_llms},
             "queue": {"wait_timeout": "1h"},
+            "sessions": {"path": folder.path().join("sessions")},
         });
-        let folder = tempfile::tempdir()?;
         // JSON is YAML.
         let file = folder.path().join("sarai.yaml");
         std::fs::write(&file, config.to_string())?;
-        Ok(Self { sarai: Sarai::from_file(file).await? })
+        Ok(Self { sarai: Sarai::from_file(file).await?, _folder: folder })
     }
 
     /// Starts an answer of up to `tokens` tokens, always the likeliest one; returns with its first text.

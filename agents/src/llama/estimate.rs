@@ -52,7 +52,7 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
     let (step, outputs) = (made.n_batch, made.n_outputs.unwrap_or(made.n_batch));
     let kv = || shape.kv_bytes(header, n_ctx.into(), made.n_seq.into());
     Estimate {
-        weights: weights(header, settings.weights) + adapters(settings),
+        weights: weights(header, settings.weights),
         kv: if is_encoder(header) { Bytes::ZERO } else { kv() },
         compute: shape.compute_bytes(
             step.into(),
@@ -60,8 +60,9 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
             if is_encoder(header) { 0 } else { outputs.into() },
         ),
         projector: Bytes::ZERO,
-        overhead: Bytes(overhead(header)),
+        overhead: Bytes(overhead(header)) + adapters(settings),
         n_ctx: Some(n_ctx),
+        weights_id: None,
     }
 }
 

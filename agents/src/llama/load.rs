@@ -13,6 +13,7 @@ use llama_cpp_2::sampling::LlamaSampler;
 use llguidance::ParserFactory;
 use sarai_core::backend::LoadRequest;
 use sarai_core::config::Weights;
+use sarai_core::memory::WeightsId;
 
 use super::context::c_path;
 use super::{GgufSettings, runtime};
@@ -103,6 +104,11 @@ impl fmt::Debug for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loaded").field("path", &self.path).finish_non_exhaustive()
     }
+}
+
+/// The same for two models that [`Loaded::load`] gives the same weights.
+pub(super) fn weights_id(settings: &GgufSettings) -> Result<WeightsId, Error> {
+    Ok(WeightsId::new(format!("{:?}", Identity::of(settings)?)))
 }
 
 impl Identity {

@@ -126,7 +126,8 @@ impl Backend for GgufBackend {
         let settings = Arc::clone(&self.settings);
         let estimate = move || {
             let header = read_header(&settings)?;
-            Ok(estimate::estimate(&header, &settings, available))
+            let estimate = estimate::estimate(&header, &settings, available);
+            Ok(Estimate { weights_id: Some(load::weights_id(&settings)?), ..estimate })
         };
         blocking(estimate).await
     }

@@ -1,6 +1,20 @@
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use crate::units::Bytes;
+
+/// Which weights a load needs: equal for two models that can share them, because they are on the same file and hold it
+/// in the same way.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WeightsId(Arc<str>);
+
+impl WeightsId {
+    /// An id; what it says is the backend's business.
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+}
 
 /// What a load is expected to take of this process's memory, by kind. Computed from a file's header and the load
 /// settings, never measured.
@@ -18,10 +32,12 @@ pub struct Estimate {
     pub overhead: Bytes,
     /// The context length that the load will make, in tokens; `None` for models on hosts.
     pub n_ctx: Option<u32>,
+    /// Which weights these are, where other models may share them: then they count once.
+    pub weights_id: Option<WeightsId>,
 }
 
 impl Estimate {
-    /// All kinds together: what the pool reserves.
+    /// All kinds together: what the pool reserves, as long as nobody shares the weights.
     #[must_use]
     pub fn total(&self) -> Bytes {
         self.weights + self.kv + self.compute + self.projector + self.overhead

@@ -1,5 +1,6 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::{Estimate, WeightsId};
 use crate::error::Holder;
 use crate::units::{Bytes, ModelName};
 
@@ -14,12 +15,53 @@ pub struct Ledger {
     peak: Bytes,
     next: u64,
     entries: BTreeMap<u64, Entry>,
+    weights: BTreeMap<WeightsId, Weights>,
 }
 
 #[derive(Clone, Debug)]
 struct Entry {
     model: ModelName,
+    /// Shared weights excepted.
+    own: Bytes,
+    weights: Option<WeightsId>,
+}
+
+/// Weights that several entries may share.
+#[derive(Clone, Copy, Debug)]
+struct Weights {
     bytes: Bytes,
+    entries: usize,
+}
+
+/// What a load asks the ledger for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// What only this load has.
+    pub own: Bytes,
+    /// Weights that count once for all who hold them.
+    pub weights: Option<(WeightsId, Bytes)>,
+}
+
+impl Claim {
+    /// All together, as if nobody shared the weights.
+    #[must_use]
+    pub fn total(&self) -> Bytes {
+        self.own + self.weights.as_ref().map_or(Bytes::ZERO, |(_, bytes)| *bytes)
+    }
+}
+
+impl From<Bytes> for Claim {
+    fn from(own: Bytes) -> Self {
+        Self { own, weights: None }
+    }
+}
+
+impl From<&Estimate> for Claim {
+    fn from(estimate: &Estimate) -> Self {
+        let weights = estimate.weights_id.clone().map(|id| (id, estimate.weights));
+        let shared = weights.as_ref().map_or(Bytes::ZERO, |(_, bytes)| *bytes);
+        Self { own: estimate.total() - shared, weights }
+    }
 }
 
 /// A part of the budget, given out by [`Ledger::try_reserve`] and nobody else. Whoever has it may load; it goes back
@@ -43,50 +85,126 @@ impl Ledger {
     /// An empty ledger over `budget`.
     #[must_use]
     pub fn new(budget: Bytes) -> Self {
-        Self { budget, used: Bytes::ZERO, peak: Bytes::ZERO, next: 0, entries: BTreeMap::new() }
+        Self {
+            budget,
+            used: Bytes::ZERO,
+            peak: Bytes::ZERO,
+            next: 0,
+            entries: BTreeMap::new(),
+            weights: BTreeMap::new(),
+        }
     }
 
-    /// Takes `bytes` out of the budget for `model`.
+    /// What a claim takes now: its weights only where nobody holds them.
+    #[must_use]
+    pub fn needed(&self, claim: &Claim) -> Bytes {
+        match &claim.weights {
+            Some((id, _)) if self.weights.contains_key(id) => claim.own,
+            Some(_) | None => claim.total(),
+        }
+    }
+
+    /// Takes what a claim needs out of the budget for `model`.
     ///
     /// # Errors
     /// Less than that is left; nothing was taken.
-    pub fn try_reserve(&mut self, model: &ModelName, bytes: Bytes) -> Result<Reservation, Shortfall> {
-        if bytes > self.left() {
-            return Err(Shortfall { asked: bytes, left: self.left() });
+    pub fn try_reserve(
+        &mut self,
+        model: &ModelName,
+        claim: impl Into<Claim>,
+    ) -> Result<Reservation, Shortfall> {
+        let claim = claim.into();
+        let asked = self.needed(&claim);
+        if asked > self.left() {
+            return Err(Shortfall { asked, left: self.left() });
         }
-        let id = self.next;
-        self.next += 1;
-        self.entries.insert(id, Entry { model: model.clone(), bytes });
-        self.used += bytes;
-        self.peak = self.peak.max(self.used);
-        Ok(Reservation { id })
+        Ok(self.enter(model.clone(), claim))
     }
 
-    /// Corrects an entry to what the model was found to hold. This may exceed the budget: the memory is taken
-    /// already, and the ledger says what is true.
+    /// Takes an entry of another ledger over, whether or not it fits the budget.
+    pub fn adopt(&mut self, other: &Self, reservation: &Reservation) -> Option<Reservation> {
+        let Entry { model, own, weights } = other.entries.get(&reservation.id)?.clone();
+        let weights = weights.and_then(|id| other.weights.get(&id).map(|weights| (id, weights.bytes)));
+        Some(self.enter(model, Claim { own, weights }))
+    }
+
+    fn enter(&mut self, model: ModelName, Claim { own, weights }: Claim) -> Reservation {
+        self.used += own;
+        let weights = weights.map(|(id, bytes)| {
+            let shared = self.weights.entry(id.clone()).or_insert(Weights { bytes, entries: 0 });
+            if shared.entries == 0 {
+                self.used += bytes;
+            }
+            shared.entries += 1;
+            id
+        });
+        self.peak = self.peak.max(self.used);
+        let id = self.next;
+        self.next += 1;
+        self.entries.insert(id, Entry { model, own, weights });
+        Reservation { id }
+    }
+
+    /// Corrects an entry to what the model was found to hold, its weights included. This may exceed the budget: the
+    /// memory is taken already, and the ledger says what is true.
     pub fn settle(&mut self, reservation: &Reservation, bytes: Bytes) {
         if let Some(entry) = self.entries.get_mut(&reservation.id) {
-            self.used = self.used - entry.bytes + bytes;
-            entry.bytes = bytes;
+            let weights = entry.weights.as_ref().and_then(|id| self.weights.get(id));
+            let own = bytes.saturating_sub(weights.map_or(Bytes::ZERO, |weights| weights.bytes));
+            self.used = self.used - entry.own + own;
+            entry.own = own;
             self.peak = self.peak.max(self.used);
         }
     }
 
-    /// Gives an entry back, once its memory is really back. Returns its bytes.
+    /// Gives an entry back, once its memory is really back. Returns the bytes that are free again.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "taking the token is the point: it cannot be used again"
     )]
     pub fn release(&mut self, reservation: Reservation) -> Bytes {
-        let bytes = self.entries.remove(&reservation.id).map_or(Bytes::ZERO, |entry| entry.bytes);
+        let bytes = self.frees([&reservation]);
+        if let Some(id) = self.entries.remove(&reservation.id).and_then(|entry| entry.weights)
+            && let Some(weights) = self.weights.get_mut(&id)
+        {
+            weights.entries -= 1;
+            if weights.entries == 0 {
+                self.weights.remove(&id);
+            }
+        }
         self.used = self.used - bytes;
         bytes
     }
 
-    /// What an entry holds.
+    /// What would be free if these entries were given back: weights only where nobody else holds them.
+    pub fn frees<'r>(&self, reservations: impl IntoIterator<Item = &'r Reservation>) -> Bytes {
+        let mut own = Bytes::ZERO;
+        let mut leaving: BTreeMap<&WeightsId, usize> = BTreeMap::new();
+        for entry in reservations.into_iter().filter_map(|reservation| self.entries.get(&reservation.id)) {
+            own += entry.own;
+            if let Some(id) = &entry.weights {
+                *leaving.entry(id).or_default() += 1;
+            }
+        }
+        let weights = leaving.into_iter().filter_map(|(id, leaving)| {
+            self.weights.get(id).filter(|weights| weights.entries <= leaving).map(|weights| weights.bytes)
+        });
+        own + weights.sum()
+    }
+
+    /// What an entry holds, shared weights included.
     #[must_use]
     pub fn bytes(&self, reservation: &Reservation) -> Bytes {
-        self.entries.get(&reservation.id).map_or(Bytes::ZERO, |entry| entry.bytes)
+        self.claim(reservation).total()
+    }
+
+    /// What an entry holds.
+    #[must_use]
+    pub fn claim(&self, reservation: &Reservation) -> Claim {
+        let Some(entry) = self.entries.get(&reservation.id) else { return Claim::default() };
+        let weights = entry.weights.as_ref();
+        let weights = weights.and_then(|id| Some((id.clone(), self.weights.get(id)?.bytes)));
+        Claim { own: entry.own, weights }
     }
 
     /// The budget.
@@ -118,12 +236,16 @@ impl Ledger {
         self.budget.saturating_sub(self.used)
     }
 
-    /// Who holds how much, largest first; entries of one model are added up.
+    /// Who holds how much, largest first; entries of one model are added up. Shared weights are the first holder's.
     #[must_use]
     pub fn holders(&self) -> Vec<Holder> {
         let mut by_model: BTreeMap<&ModelName, Bytes> = BTreeMap::new();
+        let mut counted = BTreeSet::new();
         for entry in self.entries.values() {
-            *by_model.entry(&entry.model).or_default() += entry.bytes;
+            let weights = entry.weights.as_ref().filter(|id| counted.insert(*id));
+            let weights =
+                weights.and_then(|id| self.weights.get(id)).map_or(Bytes::ZERO, |weights| weights.bytes);
+            *by_model.entry(&entry.model).or_default() += entry.own + weights;
         }
         let mut holders: Vec<Holder> = by_model
             .into_iter()
@@ -163,6 +285,29 @@ mod tests {
         ledger.settle(&held, Bytes(20));
         assert_eq!((ledger.left(), ledger.bytes(&held)), (Bytes(80), Bytes(20)));
         assert_eq!(ledger.release(held), Bytes(20));
+    }
+
+    #[test]
+    fn shared_weights_count_once_and_are_free_when_the_last_holder_goes() {
+        let mut ledger = Ledger::new(Bytes(100));
+        let claim = |own| Claim { own: Bytes(own), weights: Some((WeightsId::new("file"), Bytes(60))) };
+        let first = ledger.try_reserve(&name("a"), claim(10)).unwrap();
+        assert_eq!((ledger.used(), ledger.needed(&claim(20))), (Bytes(70), Bytes(20)));
+        let second = ledger.try_reserve(&name("b"), claim(20)).unwrap();
+        assert_eq!((ledger.used(), ledger.bytes(&second)), (Bytes(90), Bytes(80)));
+        assert!(ledger.try_reserve(&name("c"), claim(11)).is_err());
+        assert_eq!((ledger.frees([&first]), ledger.frees([&first, &second])), (Bytes(10), Bytes(90)));
+        // Measured with its weights, of which the ledger knows.
+        ledger.settle(&second, Bytes(85));
+        assert_eq!(ledger.used(), Bytes(95));
+        let mut copy = Ledger::new(Bytes(1));
+        let copied = [&first, &second].map(|entry| copy.adopt(&ledger, entry).unwrap());
+        assert_eq!((copy.used(), copy.frees(&copied)), (Bytes(95), Bytes(95)));
+        let holders: Vec<_> =
+            ledger.holders().into_iter().map(|h| (h.model.to_string(), h.bytes.0)).collect();
+        assert_eq!(holders, [("a".to_owned(), 70), ("b".to_owned(), 25)]);
+        assert_eq!((ledger.release(first), ledger.used()), (Bytes(10), Bytes(85)));
+        assert_eq!((ledger.release(second), ledger.used()), (Bytes(85), Bytes::ZERO));
     }
 
     #[test]

@@ -4,6 +4,6 @@ mod estimate;
 mod ledger;
 mod probe;
 
-pub use estimate::{Estimate, Footprint};
-pub use ledger::{Ledger, Reservation, Shortfall};
+pub use estimate::{Estimate, Footprint, WeightsId};
+pub use ledger::{Claim, Ledger, Reservation, Shortfall};
 pub use probe::{Probe, SystemMemory, SystemProbe};

@@ -1,12 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::policy::{Candidate, Choice, Need, choose};
+use super::policy::{Candidate, Choice, Need, Together, choose};
 use super::queue::Waiting;
 use super::slot::{Cause, Held, State};
 use super::{Effect, Scheduler, SlotId};
 use crate::config::Class;
 use crate::error::Error;
-use crate::memory::Estimate;
+use crate::memory::{Claim, Estimate};
 use crate::units::{Bytes, ModelName, Timestamp};
 
 /// Room that requests later in the order may still use.
@@ -118,7 +118,10 @@ impl Scheduler {
         // 9
         let choice = self.victims(missing, waiting.slot, now);
         if choice.sufficient {
-            room.coming += choice.victims.iter().map(|victim| self.bytes_of(*victim)).sum();
+            // Together with those already on their way: the last who holds weights brings them.
+            let before = self.frees(self.unloading());
+            let after = self.frees(self.unloading().chain(choice.victims.iter().copied()));
+            room.coming += after - before;
             room.llms_coming += missing.llms;
             room.take(need);
             return Decision::Evict(choice.victims);
@@ -182,7 +185,7 @@ impl Scheduler {
     fn start_load(&mut self, slot: SlotId, estimate: Estimate, now: Timestamp) {
         let model = self.slots[slot.0].spec.model.clone();
         // The room was computed from this same ledger; should they ever differ, the ledger is right.
-        if let Ok(reservation) = self.ledger.try_reserve(&model, estimate.total()) {
+        if let Ok(reservation) = self.ledger.try_reserve(&model, &estimate) {
             let held = Held { reservation, estimate: estimate.clone(), measured: None };
             self.set_state(
                 slot,
@@ -216,7 +219,7 @@ impl Scheduler {
 
     /// What the ledger holds beyond the budget, what is on its way out excepted.
     fn over_budget(&self) -> Option<Need> {
-        let coming: Bytes = self.unloading().map(|slot| self.bytes_of(slot)).sum();
+        let coming = self.frees(self.unloading());
         let bytes = self.ledger.used().saturating_sub(self.ledger.budget() + coming);
         (bytes > Bytes::ZERO).then_some(Need { bytes, llms: 0 })
     }
@@ -228,9 +231,18 @@ impl Scheduler {
     fn never_fits(&self, slot: SlotId, estimate: &Estimate) -> Option<Error> {
         let model = self.slots[slot.0].spec.model.clone();
         let pinned = || self.slots.iter().filter(|other| other.pinned);
-        let held: Bytes =
-            pinned().filter_map(|other| other.state.held()).map(|h| self.ledger.bytes(&h.reservation)).sum();
-        let (asked, budget) = (estimate.total(), self.ledger.budget());
+        let reservations = || pinned().filter_map(|other| other.state.held()).map(|held| &held.reservation);
+        let held = self.ledger.frees(reservations());
+        let claim = Claim::from(estimate);
+        let shares = |reservation| {
+            self.ledger
+                .claim(reservation)
+                .weights
+                .is_some_and(|(id, _)| Some(&id) == estimate.weights_id.as_ref())
+        };
+        // Weights that a pinned model holds are there, and among what it holds.
+        let asked = if reservations().any(shares) { claim.own } else { claim.total() };
+        let budget = self.ledger.budget();
         let left = budget.saturating_sub(held);
         if asked > left {
             let names: BTreeSet<&ModelName> = pinned().map(|other| &other.spec.model).collect();
@@ -250,7 +262,7 @@ impl Scheduler {
         let llms_coming = leaving.iter().filter(|(model, count)| held.get(*model) == Some(count)).count();
         Room {
             bytes: self.ledger.left(),
-            coming: self.unloading().map(|slot| self.bytes_of(slot)).sum(),
+            coming: self.frees(self.unloading()),
             llms: self.limits.max_concurrent_llms.saturating_sub(held.len()),
             llms_coming,
             bytes_kept: false,
@@ -259,7 +271,7 @@ impl Scheduler {
     }
 
     fn need(&self, slot: SlotId, estimate: &Estimate) -> Need {
-        Need { bytes: estimate.total(), llms: self.llms_needed(slot) }
+        Need { bytes: self.ledger.needed(&estimate.into()), llms: self.llms_needed(slot) }
     }
 
     /// Places among the LLMs that a load of `slot` takes: none if its model has one already. A place that is about to
@@ -296,16 +308,12 @@ impl Scheduler {
                     slot: SlotId(at),
                     llm: Some(&slot.spec.model).filter(|model| slot.spec.llm && Some(*model) != own).cloned(),
                     class: slot.spec.class,
-                    bytes: self.ledger.bytes(&held.reservation),
+                    claim: self.ledger.claim(&held.reservation),
                     idle: now.since(*idle_since),
                 })
             })
             .collect();
-        let mut held = self.slots_per_llm(|_| true);
-        for (model, leaving) in self.slots_per_llm(|state| matches!(state, State::Unloading { .. })) {
-            held.entry(model).and_modify(|count| *count -= leaving);
-        }
-        choose(&candidates, &held, need)
+        choose(&candidates, &self.together(), need)
     }
 
     /// The models that get no new requests because someone has waited too long for their room.
@@ -344,8 +352,22 @@ impl Scheduler {
         self.slots.iter().enumerate().filter(move |(_, slot)| leaving(slot)).map(|(at, _)| SlotId(at))
     }
 
-    fn bytes_of(&self, slot: SlotId) -> Bytes {
-        self.slots[slot.0].state.held().map_or(Bytes::ZERO, |held| self.ledger.bytes(&held.reservation))
+    /// What is free once all of these are back.
+    fn frees(&self, slots: impl Iterator<Item = SlotId>) -> Bytes {
+        let held = slots.filter_map(|slot| self.slots[slot.0].state.held());
+        self.ledger.frees(held.map(|held| &held.reservation))
+    }
+
+    fn together(&self) -> Together {
+        let stays = |state: &State| !matches!(state, State::Unloading { .. });
+        let mut together = Together { llms: self.slots_per_llm(stays), ..Together::default() };
+        let staying = self.slots.iter().filter(|slot| stays(&slot.state));
+        for held in staying.filter_map(|slot| slot.state.held()) {
+            if let Some((id, _)) = self.ledger.claim(&held.reservation).weights {
+                *together.weights.entry(id).or_default() += 1;
+            }
+        }
+        together
     }
 
     fn slots_per_llm(&self, state: impl Fn(&State) -> bool) -> BTreeMap<ModelName, usize> {

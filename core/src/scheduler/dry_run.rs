@@ -125,9 +125,8 @@ fn copy_slot(slot: &Slot, from: &Ledger, to: &mut Ledger) -> Slot {
             return copy;
         }
     };
-    let Ok(reservation) = to.try_reserve(&slot.spec.model, crate::units::Bytes::ZERO) else { return copy };
-    // Settled, not reserved: an overrun of the original is an overrun of the copy.
-    to.settle(&reservation, from.bytes(&held.reservation));
+    // Not reserved anew: an overrun of the original is an overrun of the copy.
+    let Some(reservation) = to.adopt(from, &held.reservation) else { return copy };
     let held = Held { reservation, estimate: held.estimate.clone(), measured: held.measured };
     copy.state = State::Ready { held, leases, idle_since, lost: None };
     copy.phase = Phase::Ready;

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::SlotId;
 use crate::config::Class;
+use crate::memory::{Claim, WeightsId};
 use crate::units::{Bytes, ModelName};
 
 /// A slot that may be evicted: ready, idle and not pinned.
@@ -14,10 +15,19 @@ pub struct Candidate {
     pub llm: Option<ModelName>,
     /// How hard to hold on to it.
     pub class: Class,
-    /// What it would free.
-    pub bytes: Bytes,
+    /// What it holds: what only it has is free when it goes, its weights when the last who share them go.
+    pub claim: Claim,
     /// How long it has been idle.
     pub idle: Duration,
+}
+
+/// Who holds what several slots may hold together, those on their way out excepted.
+#[derive(Clone, Debug, Default)]
+pub struct Together {
+    /// The slots of each LLM that hold anything: its place is free when the last one goes.
+    pub llms: BTreeMap<ModelName, usize>,
+    /// The slots that hold each weights.
+    pub weights: BTreeMap<WeightsId, usize>,
 }
 
 /// What an eviction has to free.
@@ -39,11 +49,11 @@ pub struct Choice {
 }
 
 /// Chooses whom to evict: the lowest class first, within it the least recently used, and of these no more than
-/// needed. `held` counts the slots of each LLM that hold anything: an LLM's place is free when the last one goes.
+/// needed.
 ///
 /// A pure function: the same arguments always give the same choice, in whatever order the candidates come.
 #[must_use]
-pub fn choose(candidates: &[Candidate], held: &BTreeMap<ModelName, usize>, need: Need) -> Choice {
+pub fn choose(candidates: &[Candidate], held: &Together, need: Need) -> Choice {
     let mut order: Vec<&Candidate> = candidates.iter().collect();
     order.sort_by(|a, b| {
         a.class.cmp(&b.class).then_with(|| b.idle.cmp(&a.idle)).then_with(|| a.slot.cmp(&b.slot))
@@ -68,15 +78,27 @@ pub fn choose(candidates: &[Candidate], held: &BTreeMap<ModelName, usize>, need:
     Choice { victims: chosen.iter().map(|candidate| candidate.slot).collect(), sufficient }
 }
 
-fn frees(chosen: &[&Candidate], held: &BTreeMap<ModelName, usize>, need: Need) -> bool {
-    let bytes: Bytes = chosen.iter().map(|candidate| candidate.bytes).sum();
-    let mut leaving: BTreeMap<&ModelName, usize> = BTreeMap::new();
-    for model in chosen.iter().filter_map(|candidate| candidate.llm.as_ref()) {
-        *leaving.entry(model).or_default() += 1;
+fn frees(chosen: &[&Candidate], held: &Together, need: Need) -> bool {
+    let own: Bytes = chosen.iter().map(|candidate| candidate.claim.own).sum();
+    let weights = chosen.iter().filter_map(|candidate| candidate.claim.weights.as_ref());
+    let sizes: BTreeMap<&WeightsId, Bytes> = weights.clone().map(|(id, bytes)| (id, *bytes)).collect();
+    let shared: Bytes = all_go(weights.map(|(id, _)| id), &held.weights)
+        .into_iter()
+        .filter_map(|id| sizes.get(id))
+        .copied()
+        .sum();
+    let llms = all_go(chosen.iter().filter_map(|candidate| candidate.llm.as_ref()), &held.llms).len();
+    own + shared >= need.bytes && llms >= need.llms
+}
+
+/// What goes with `leaving`, of things that are held together: those whose last holder is among them.
+fn all_go<'k, K: Ord>(leaving: impl Iterator<Item = &'k K>, held: &BTreeMap<K, usize>) -> Vec<&'k K> {
+    let mut counts: BTreeMap<&K, usize> = BTreeMap::new();
+    for key in leaving {
+        *counts.entry(key).or_default() += 1;
     }
-    let llms =
-        leaving.iter().filter(|(model, count)| held.get(**model).is_none_or(|held| *count >= held)).count();
-    bytes >= need.bytes && llms >= need.llms
+    let last = |(key, count): &(&K, usize)| held.get(*key).is_none_or(|held| count >= held);
+    counts.into_iter().filter(last).map(|(key, _)| key).collect()
 }
 
 #[cfg(test)]
@@ -85,11 +107,13 @@ mod tests {
 
     fn candidate(slot: usize, class: Class, bytes: u64, idle: u64) -> Candidate {
         let llm = Some(format!("m{slot}").parse().unwrap());
-        Candidate { slot: SlotId(slot), llm, class, bytes: Bytes(bytes), idle: Duration::from_secs(idle) }
+        let claim = Bytes(bytes).into();
+        Candidate { slot: SlotId(slot), llm, class, claim, idle: Duration::from_secs(idle) }
     }
 
     fn victims(candidates: &[Candidate], bytes: u64, llms: usize) -> Option<Vec<usize>> {
-        let held = candidates.iter().filter_map(|c| c.llm.clone()).map(|model| (model, 1)).collect();
+        let all = candidates.iter().filter_map(|c| c.llm.clone()).map(|model| (model, 1)).collect();
+        let held = Together { llms: all, ..Together::default() };
         let choice = choose(candidates, &held, Need { bytes: Bytes(bytes), llms });
         choice.sufficient.then(|| choice.victims.iter().map(|slot| slot.0).collect())
     }
@@ -124,10 +148,25 @@ mod tests {
         let model: ModelName = "solar".parse().unwrap();
         let both = [0, 1]
             .map(|slot| Candidate { llm: Some(model.clone()), ..candidate(slot, Class::OnDemand, 0, 9) });
-        let held = BTreeMap::from([(model, 2)]);
+        let held = Together { llms: BTreeMap::from([(model, 2)]), ..Together::default() };
         let need = Need { bytes: Bytes::ZERO, llms: 1 };
         assert!(!choose(&both[..1], &held, need).sufficient);
         assert_eq!(choose(&both, &held, need).victims, [SlotId(0), SlotId(1)]);
+    }
+
+    #[test]
+    fn shared_weights_are_free_when_all_who_hold_them_go() {
+        let id = WeightsId::new("file");
+        let sharing = |slot, idle| Candidate {
+            claim: Claim { own: Bytes(1), weights: Some((id.clone(), Bytes(50))) },
+            ..candidate(slot, Class::OnDemand, 0, idle)
+        };
+        let all = [sharing(0, 30), sharing(1, 20), candidate(2, Class::OnDemand, 60, 10)];
+        let held = Together { weights: BTreeMap::from([(id.clone(), 2)]), ..Together::default() };
+        let victims = |bytes| choose(&all, &held, Need { bytes: Bytes(bytes), llms: 0 }).victims;
+        assert_eq!(victims(1), [SlotId(0)]);
+        assert_eq!(victims(40), [SlotId(0), SlotId(1)]);
+        assert_eq!(victims(55), [SlotId(2)], "one alone is the smaller set");
     }
 
     #[test]

@@ -4,4 +4,5 @@
 
 mod hazards;
 mod properties;
+mod sharing;
 mod world;
