@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on should panic")]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use sarai_core::backend::ServedBy;
@@ -33,18 +34,21 @@ async fn ready() -> ModelHandle {
     pool.get("model").await.unwrap()
 }
 
-/// A lease waits for the release before it where a model serves one request at a time, so both are in each turn.
+/// The model serves one request at a time, so that a lease waits for the release before it: each turn has both.
 fn lease_and_release(criterion: &mut Criterion, name: &str, runtime: &Runtime) {
     let handle = runtime.block_on(ready());
     criterion.bench_function(name, |bencher| {
         bencher.iter_custom(|turns| {
-            runtime.block_on(async {
-                let started = std::time::Instant::now();
+            let handle = handle.clone();
+            // A task of the runtime, as a caller's code is.
+            let task = runtime.spawn(async move {
+                let started = Instant::now();
                 for _ in 0..turns {
                     drop(handle.lease().await.unwrap());
                 }
                 started.elapsed()
-            })
+            });
+            runtime.block_on(task).unwrap()
         });
     });
 }
