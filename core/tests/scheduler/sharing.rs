@@ -56,8 +56,8 @@ fn models_that_share_their_weights_fit_where_two_files_would_not() {
         while scheduler.poll_effect().is_some() {}
         evicted
     };
-    assert_eq!(ask(&mut scheduler, 1, 0, size(10)), [], "short");
-    assert_eq!(ask(&mut scheduler, 2, 1, size(20)), [], "long beside short");
+    assert_eq!(ask(&mut scheduler, 1, 0, size(10)), Vec::<usize>::new(), "short");
+    assert_eq!(ask(&mut scheduler, 2, 1, size(20)), Vec::<usize>::new(), "long beside short");
     assert_eq!(scheduler.status(now).used, Bytes(90));
     // A file of its own that needs what both hold together: both go, and everything is free again.
     let alone = Estimate { weights: Bytes(95), ..Estimate::default() };
