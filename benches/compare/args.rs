@@ -10,7 +10,7 @@ use crate::{Result, say};
 
 /// Measures sarai beside llama.cpp's own programs.
 #[derive(Debug, Parser)]
-#[command(name = "compare")]
+#[command(name = "compare", bin_name = "cargo bench --bench compare --")]
 pub(crate) struct Args {
     /// The rows to measure; all if none is named
     rows: Vec<Row>,

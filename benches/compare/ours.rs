@@ -96,8 +96,7 @@ impl Ours {
             }
         }
         let end = Instant::now() + window;
-        let counts = try_join_all(streams.iter_mut().map(|stream| count(stream, end))).await?;
-        Ok(counts.into_iter().map(|count| count as f64 / window.as_secs_f64()).collect())
+        try_join_all(streams.iter_mut().map(|stream| rate(stream, end))).await
     }
 
     pub(crate) async fn stop(self) {
@@ -116,15 +115,19 @@ fn configured(model: &Model, threads: usize) -> Value {
     })
 }
 
-/// The texts that come until `end`. Each token of a shape is a word, and each word comes alone.
-async fn count(stream: &mut AnswerStream, end: Instant) -> Result<u64> {
-    let mut count = 0;
+/// Texts per second from the first that comes until the last before `end`. Each token of a shape is a word, and each
+/// word comes alone.
+async fn rate(stream: &mut AnswerStream, end: Instant) -> Result<f64> {
+    let mut came = Vec::new();
     while let Ok(event) = tokio::time::timeout_at(end.into(), stream.next()).await {
         match event {
-            Some(Ok(AnswerEvent::Text(_))) => count += 1,
+            Some(Ok(AnswerEvent::Text(_))) => came.push(Instant::now()),
             Some(Ok(AnswerEvent::Done(_))) | None => return Err("an answer ended within the window".into()),
             Some(Err(error)) => return Err(error.into()),
         }
     }
-    Ok(count)
+    match (came.as_slice(), came.len()) {
+        ([first, .., last], n) => Ok((n - 1) as f64 / last.duration_since(*first).as_secs_f64()),
+        _ => Err("the window is too short for two tokens".into()),
+    }
 }

@@ -54,7 +54,7 @@ impl Weights {
     }
 
     /// What llama-bench has to be told.
-    fn bench_flags(self) -> &'static [&'static str] {
+    pub(crate) fn bench_flags(self) -> &'static [&'static str] {
         match self {
             Self::Default => &[],
             Self::Mmap => &["--load-mode", "mmap", "--repack", "0"],
@@ -63,7 +63,7 @@ impl Weights {
     }
 
     /// What llama-server has to be told.
-    fn server_flags(self) -> &'static [&'static str] {
+    pub(crate) fn server_flags(self) -> &'static [&'static str] {
         match self {
             Self::Default => &[],
             Self::Mmap => &["--load-mode", "mmap", "--no-repack"],

@@ -47,7 +47,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
         what: format!("{} 4 requests, {}", Shape::Lfm2.name(), WEIGHTS.name()),
         unit: "tokens/s",
         ours: median(&own),
-        against: "llama-server -np 4".to_owned(),
+        against: format!("llama-server -np 4 {}", WEIGHTS.server_flags().join(" ")),
         theirs: median(&peer),
         bar: Bar::RatioAtLeast(1.0),
     }])

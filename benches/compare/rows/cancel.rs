@@ -52,7 +52,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
             what: format!("{} prompt in chunks, {}", Shape::Solar.name(), WEIGHTS.name()),
             unit: "tokens/s",
             ours: median(&own),
-            against: "llama-bench, not in chunks".to_owned(),
+            against: format!("llama-bench {}, not in chunks", WEIGHTS.bench_flags().join(" ")),
             theirs: median(&peer),
             bar: Bar::RatioAtLeast(0.95),
         },

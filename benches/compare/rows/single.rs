@@ -43,7 +43,7 @@ async fn of_shape(bench: &Bench, shape: Shape, weights: Weights) -> Result<[Figu
         what: format!("{} {what}, {}", shape.name(), weights.name()),
         unit: "tokens/s",
         ours: median(&own.iter().map(speed).collect::<Vec<_>>()),
-        against: "llama-bench".to_owned(),
+        against: format!("llama-bench {}", weights.bench_flags().join(" ")),
         theirs: median(&peer.iter().map(speed).collect::<Vec<_>>()),
         bar: Bar::RatioAtLeast(0.98),
     };

@@ -39,7 +39,7 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     }])
 }
 
-/// The three, with their weights mapped: repacked, they would take SOLAR's size in memory of the process's own.
+/// The three, with their weights held as sarai does it by itself.
 pub(super) fn models(bench: &Bench) -> Result<Vec<Model>> {
     MODELS
         .into_iter()
