@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sarai_agents::llama::{GgufBackend, GgufSettings, SessionStore};
@@ -7,7 +7,9 @@ use sarai_agents::ollama::{Client, OllamaBackend};
 use sarai_core::Error;
 use sarai_core::answer::CallOptions;
 use sarai_core::backend::Backend;
-use sarai_core::config::{self, Config, ConfigError, ModelConfig, Overrides, Place, Problem, SessionsConfig};
+use sarai_core::config::{
+    self, Class, Config, ConfigError, ModelConfig, Overrides, Place, Problem, SessionsConfig,
+};
 use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::router::{Router, Routing};
@@ -163,6 +165,8 @@ fn wire(
             purpose,
             context: file.context,
             weights: file.weights,
+            resident: model.class == Class::Resident,
+            measurements: cache_folder().map(|folder| folder.join("weights.json")),
             threads: file.threads,
             parallel: file.parallel,
             lora: file.lora.clone(),
@@ -178,8 +182,13 @@ fn wire(
 
 /// Where there is neither a folder of the configuration's nor one of the user's, conversations are not kept.
 fn session_store(config: &SessionsConfig) -> Option<Arc<SessionStore>> {
-    let users = || Some(directories::ProjectDirs::from("", "", "sarai")?.cache_dir().join("sessions"));
-    Some(SessionStore::new(config.path.clone().or_else(users)?, config.max_bytes))
+    let folder = config.path.clone().or_else(|| Some(cache_folder()?.join("sessions")))?;
+    Some(SessionStore::new(folder, config.max_bytes))
+}
+
+/// The user's own, for what can be made again.
+fn cache_folder() -> Option<PathBuf> {
+    Some(directories::ProjectDirs::from("", "", "sarai")?.cache_dir().to_owned())
 }
 
 fn bad_host(name: &HostName, error: &sarai_agents::Error) -> Error {

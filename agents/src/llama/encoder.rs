@@ -173,9 +173,8 @@ fn pair(loaded: &Loaded, query: &str, document: &str) -> Vec<LlamaToken> {
 
 /// The thread's work: texts of all who ask, until it is told to stop.
 fn work(workplace: Workplace<'_, Command>) {
-    let Workplace { settings, context, mut commands, stopping, .. } = workplace;
-    let threads = settings.threads.unwrap_or_else(runtime::cpus);
-    let mut reader = Reader { context, batch: Batch::default(), jobs: Vec::new(), threads };
+    let Workplace { shape, context, mut commands, stopping, .. } = workplace;
+    let mut reader = Reader { context, batch: Batch::default(), jobs: Vec::new(), threads: shape.threads };
     while reader.listen(&mut commands) && !stopping.is_cancelled() {
         reader.jobs.retain(|job| !job.reply.is_closed());
         if !reader.jobs.is_empty() {

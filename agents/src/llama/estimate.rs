@@ -10,9 +10,8 @@ use super::context::{self, Pooling};
 use super::header::{Header, Value};
 use super::{GgufSettings, encoder, engine, runtime};
 
-/// Tokens that are computed in one step while a prompt is read. Small enough for a cancel to be heard soon, large
-/// enough to cost little speed.
-pub(super) const PROMPT_CHUNK: u32 = 128;
+/// Most tokens in one step while prompts are read. The engine cuts steps by time; this bounds their buffers.
+const MOST_IN_STEP: u32 = 512;
 
 /// The contexts that `auto` chooses among, longest first; see [`by_memory`].
 const AUTO: [u32; 5] = [8000, 6000, 4000, 2000, 1000];
@@ -72,8 +71,7 @@ pub(super) fn shape(header: &Header, settings: &GgufSettings, n_ctx: u32) -> con
     let n_seq = if generates { engine::sequences(settings.parallel()) } else { encoder::TEXTS };
     context::Shape {
         n_ctx,
-        // llama.cpp plans a step of equal parts for all sequences.
-        n_batch: step(header, settings.purpose, n_ctx).next_multiple_of(n_seq),
+        n_batch: step(header, settings.purpose, n_ctx, n_seq),
         n_seq,
         // One for each; only some of them run at once.
         n_outputs: generates.then_some(n_seq),
@@ -100,9 +98,14 @@ fn adapters(settings: &GgufSettings) -> Bytes {
         .sum()
 }
 
-/// Tokens in one step: all at once for whole texts, a chunk for prompts.
-pub(super) fn step(header: &Header, purpose: Capability, n_ctx: u32) -> u32 {
-    if is_encoder(header) || purpose != Capability::Generate { n_ctx } else { PROMPT_CHUNK.min(n_ctx) }
+/// Tokens in one step: all at once for whole texts, a part of prompts. llama.cpp plans a step of equal parts for all
+/// sequences.
+fn step(header: &Header, purpose: Capability, n_ctx: u32, n_seq: u32) -> u32 {
+    if is_encoder(header) || purpose != Capability::Generate {
+        return n_ctx.next_multiple_of(n_seq);
+    }
+    let most = MOST_IN_STEP.min(n_ctx);
+    most - most % n_seq.min(most)
 }
 
 /// The context lengths to try, longest first: by free memory where it is `auto`, never above what the model was trained
@@ -186,11 +189,16 @@ impl Shape {
         bytes((0..self.blocks).map(block).sum())
     }
 
-    /// The largest intermediate results that can be alive together in a step: states and the feed-forward's halves,
-    /// the attention's scores, the logits. F32.
+    /// The largest intermediate results that can be alive together in a step, in F32: states and the feed-forward's
+    /// halves, and the logits. Besides, where tokens are generated, the attention's mask in F32 and F16, because flash
+    /// attention keeps no scores; else the scores.
     fn compute_bytes(&self, step: u128, n_ctx: u128, outputs: u128) -> Bytes {
         let states = step * (8 * self.width + 3 * self.feed_forward) * 4;
-        let scores = 2 * step * n_ctx * self.heads * 4;
+        let scores = if outputs > 0 {
+            step * n_ctx.next_multiple_of(256) * 6
+        } else {
+            2 * step * n_ctx * self.heads * 4
+        };
         // Once in the graph, once where they are read.
         let logits = 2 * outputs * self.vocabulary * 4;
         bytes(states + scores + logits)

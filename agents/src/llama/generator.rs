@@ -9,11 +9,11 @@ use sarai_core::memory::Footprint;
 use sarai_core::request::{Delta, GenerateRequest, TokenStream};
 use tokio::sync::mpsc;
 
+use super::GgufSettings;
 use super::engine::{Command, Engine, Sequence};
 use super::header::Header;
 use super::sessions::Sessions;
 use super::thread::{Thread, Workplace};
-use super::{GgufSettings, estimate, runtime};
 
 /// What an answer can have besides the text of its tokens: what was held back, its end.
 const BESIDES_TOKENS: usize = 4;
@@ -35,11 +35,9 @@ impl Generator {
 }
 
 fn work(workplace: Workplace<'_, Command>) {
-    let Workplace { settings, header, loaded, context, mut commands, stopping } = workplace;
+    let Workplace { settings, shape, loaded, context, mut commands, stopping } = workplace;
     let sessions = Sessions::open(settings, loaded.model().is_recurrent() || loaded.model().is_hybrid());
-    let step = estimate::step(header, settings.purpose, context.n_ctx());
-    let threads = settings.threads.unwrap_or_else(runtime::cpus);
-    let engine = Engine::new(loaded, context, sessions, (settings.parallel(), step, threads));
+    let engine = Engine::new(loaded, context, sessions, shape, settings.parallel());
     engine.run(&mut commands, &stopping);
 }
 

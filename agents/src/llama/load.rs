@@ -12,11 +12,10 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::sampling::LlamaSampler;
 use llguidance::ParserFactory;
 use sarai_core::backend::LoadRequest;
-use sarai_core::config::Weights;
 use sarai_core::memory::WeightsId;
 
 use super::context::c_path;
-use super::{GgufSettings, runtime};
+use super::{GgufSettings, runtime, weights};
 use crate::Error;
 
 /// A file's weights and vocabulary in memory. The last one who holds it frees them.
@@ -41,7 +40,11 @@ struct Identity {
 impl Loaded {
     /// Loads a file whose header was checked, with progress, until its caller stops it. Where the same weights are
     /// loaded already, they are shared.
-    pub(super) fn load(settings: &GgufSettings, request: &LoadRequest) -> Result<Arc<Self>, Error> {
+    pub(super) fn load(
+        settings: &GgufSettings,
+        repacked: bool,
+        request: &LoadRequest,
+    ) -> Result<Arc<Self>, Error> {
         let _backend = runtime::backend()?;
         let mut on_progress = |fraction: f32| {
             (request.progress)(fraction);
@@ -51,7 +54,7 @@ impl Loaded {
         if !on_progress(0.0) {
             return Err(Error::LoadCancelled { path });
         }
-        let identity = Identity::of(settings)?;
+        let identity = Identity::of(settings, repacked)?;
         if let Some(shared) = shared().get(&identity).and_then(Weak::upgrade) {
             on_progress(1.0);
             return Ok(shared);
@@ -106,13 +109,14 @@ impl fmt::Debug for Loaded {
     }
 }
 
-/// The same for two models that [`Loaded::load`] gives the same weights.
-pub(super) fn weights_id(settings: &GgufSettings) -> Result<WeightsId, Error> {
-    Ok(WeightsId::new(format!("{:?}", Identity::of(settings)?)))
+/// The same for two models that [`Loaded::load`] gives the same weights; none while it is open how they are held.
+pub(super) fn weights_id(settings: &GgufSettings) -> Result<Option<WeightsId>, Error> {
+    let Some(repacked) = weights::repacked(settings) else { return Ok(None) };
+    Ok(Some(WeightsId::new(format!("{:?}", Identity::of(settings, repacked)?))))
 }
 
 impl Identity {
-    fn of(settings: &GgufSettings) -> Result<Self, Error> {
+    fn of(settings: &GgufSettings, repacked: bool) -> Result<Self, Error> {
         let path = &settings.path;
         let read = |source| Error::ReadFile { path: path.clone(), source };
         let metadata = std::fs::metadata(path).map_err(read)?;
@@ -120,7 +124,7 @@ impl Identity {
             path: std::fs::canonicalize(path).map_err(read)?,
             bytes: metadata.len(),
             modified: metadata.modified().ok(),
-            repacked: settings.weights == Weights::Repack,
+            repacked,
         })
     }
 }

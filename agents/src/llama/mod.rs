@@ -26,6 +26,7 @@ mod template;
 mod text;
 mod thread;
 mod tools;
+mod weights;
 
 pub use sessions::SessionStore;
 
@@ -52,8 +53,13 @@ pub struct GgufSettings {
     pub purpose: Capability,
     /// The context length.
     pub context: Context,
-    /// How the weights are held. `Auto` is the plain map.
+    /// How the weights are held. `Auto` is the plain map, and for a resident model the faster way: that is measured at
+    /// its first load.
     pub weights: Weights,
+    /// Whether the model stays loaded.
+    pub resident: bool,
+    /// The file that remembers what was measured; without one, nothing is.
+    pub measurements: Option<PathBuf>,
     /// CPU threads; `None` takes all that this process may use.
     pub threads: Option<usize>,
     /// Requests that may run at once; `None` is 4 for a model that generates, else 16. They share the context.
@@ -73,6 +79,8 @@ impl GgufSettings {
             purpose,
             context: Context::Auto { min: 1000, max: 8000 },
             weights: Weights::Auto,
+            resident: false,
+            measurements: None,
             threads: None,
             parallel: None,
             lora: Vec::new(),
@@ -127,7 +135,7 @@ impl Backend for GgufBackend {
         let estimate = move || {
             let header = read_header(&settings)?;
             let estimate = estimate::estimate(&header, &settings, available);
-            Ok(Estimate { weights_id: Some(load::weights_id(&settings)?), ..estimate })
+            Ok(Estimate { weights_id: load::weights_id(&settings)?, ..estimate })
         };
         blocking(estimate).await
     }

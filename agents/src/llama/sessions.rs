@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use llama_cpp_2::token::LlamaToken;
 use sarai_core::units::Bytes;
@@ -24,6 +24,8 @@ use crate::Error;
 const VERSION: &str = concat!("1/", "llama-cpp-sys-2 0.1.161");
 /// Shorter conversations are computed again as quickly.
 const LEAST_TOKENS: usize = 32;
+/// Whoever has written to an unfinished session longer ago than this does not write to it any more.
+const LONGEST_WRITE: Duration = Duration::from_hours(1);
 
 /// A folder for the sessions of all models, limited in size. Several processes may use it.
 #[derive(Debug)]
@@ -64,6 +66,7 @@ impl SessionStore {
             })
             .collect();
         states.sort();
+        self.remove_unfinished();
         let mut held: Bytes = states.iter().map(|(_, _, bytes)| *bytes).sum();
         for (_, path, bytes) in states {
             if held + coming <= self.most {
@@ -73,6 +76,22 @@ impl SessionStore {
             held = held - bytes;
         }
         true
+    }
+}
+
+impl SessionStore {
+    /// Removes what a process that was killed in the middle of a session has left.
+    fn remove_unfinished(&self) {
+        let old = |path: &Path| {
+            let modified = fs::metadata(path).and_then(|file| file.modified()).ok();
+            modified.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > LONGEST_WRITE)
+        };
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).filter(|path| has_end(path, "part") && old(path)) {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(file = %path.display(), %error, "an unfinished session could not be removed");
+            }
+        }
     }
 }
 

@@ -13,11 +13,11 @@ use sarai_core::units::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::context::Context;
+use super::context::{Context, Shape};
 use super::header::Header;
 use super::load::Loaded;
 use super::runtime::{self, LoadTurn};
-use super::{GgufSettings, estimate, measure};
+use super::{GgufSettings, estimate, measure, weights};
 use crate::Error;
 
 /// Commands that may wait for the thread; the pool's leases keep them below this.
@@ -46,7 +46,7 @@ struct Ready {
 /// What the thread's work has.
 pub(super) struct Workplace<'m, C> {
     pub(super) settings: &'m GgufSettings,
-    pub(super) header: &'m Header,
+    pub(super) shape: &'m Shape,
     pub(super) loaded: &'m Loaded,
     pub(super) context: Context<'m>,
     pub(super) commands: mpsc::Receiver<C>,
@@ -144,8 +144,10 @@ fn run<C>(
     work: impl FnOnce(Workplace<'_, C>),
 ) {
     runtime::set_priority(settings.purpose);
+    let repacked =
+        weights::repacked(settings).map_or_else(|| weights::measure(settings, header, request), Ok);
     let before = measure::anonymous();
-    let loaded = match Loaded::load(settings, request) {
+    let loaded = match repacked.and_then(|repacked| Loaded::load(settings, repacked, request)) {
         Ok(loaded) => loaded,
         Err(error) => return drop(ready.send(Err(error))),
     };
@@ -165,7 +167,7 @@ fn run<C>(
     let n_ctx = if shape.pooling.is_some() { n_ctx } else { context.n_ctx() };
     let is_ready = Ready { n_ctx, anonymous, loaded: Arc::downgrade(&loaded) };
     if ready.send(Ok(is_ready)).is_ok() {
-        work(Workplace { settings, header, loaded: &loaded, context, commands, stopping });
+        work(Workplace { settings, shape: &shape, loaded: &loaded, context, commands, stopping });
     }
 }
 

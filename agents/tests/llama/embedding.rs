@@ -85,3 +85,51 @@ async fn a_model_asked_for_what_it_cannot_do_says_so() {
     let failure = load(settings(&file.path, Capability::Classify)).await.unwrap_err();
     assert!(failure.to_string().contains("names no labels"), "{failure}");
 }
+
+#[tokio::test]
+async fn texts_of_many_requests_share_steps_and_come_out_as_if_alone() {
+    for kind in [Kind::BertEmbedding, Kind::GemmaEmbedding, Kind::Llama, Kind::Lfm2] {
+        let file = file(&Model::new(kind.clone()));
+        let model = load(settings(&file.path, Capability::Embed)).await.unwrap();
+        let words = ["bug", "rain", "program", "snow", "tonight"];
+        let text = |n: usize| [words[n % 5]; 40][..1 + n * 7 % 40].join(" ");
+        let mut alone = Vec::new();
+        for n in 0..40 {
+            alone.push(model.embed(vec![text(n)]).await.unwrap().vectors.remove(0));
+        }
+        let requests = (0..8).map(|request| model.embed((0..5).map(|n| text(request * 5 + n)).collect()));
+        let together = futures::future::join_all(requests).await;
+        let together: Vec<Vec<f32>> =
+            together.into_iter().flat_map(|answer| answer.unwrap().vectors).collect();
+        for (n, (alone, together)) in alone.iter().zip(&together).enumerate() {
+            assert!(dot(alone, together) > 0.9999, "{kind:?} {n}: {}", dot(alone, together));
+        }
+        assert_eq!(model.embed(Vec::new()).await.unwrap().vectors, Vec::<Vec<f32>>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_reranker_scores_documents_in_their_order() {
+    let kind = Kind::BertClassifier { labels: vec![("relevant".into(), vec!["rust".into()])] };
+    let file = file(&Model::new(kind));
+    let model = load(settings(&file.path, Capability::Rerank)).await.unwrap();
+    let documents = texts(&["rain and snow", "all about rust", "a cat"]);
+    let scores = model.rerank("which language?".into(), documents).await.unwrap();
+    assert_eq!(scores.len(), 3);
+    assert!(scores.iter().all(|score| (0.0..=1.0).contains(score)), "{scores:?}");
+    assert!(scores[1] > scores[0] && scores[1] > scores[2], "{scores:?}");
+    let failure = model.rerank("rust ".repeat(600), texts(&["x"])).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::ContextOverflow);
+    // Asked for what it was not loaded for.
+    assert_eq!(model.embed(texts(&["x"])).await.unwrap_err().kind, FailureKind::Unsupported);
+}
+
+#[tokio::test]
+async fn a_model_without_a_head_or_with_several_labels_is_no_reranker() {
+    let several = [("hard", "x"), ("soft", "y")].map(|(label, word)| (label.into(), vec![word.into()]));
+    for kind in [Kind::BertEmbedding, Kind::Llama, Kind::BertClassifier { labels: several.into() }] {
+        let file = file(&Model::new(kind));
+        let failure = load(settings(&file.path, Capability::Rerank)).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::BadFile);
+    }
+}

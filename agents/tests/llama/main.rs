@@ -9,6 +9,7 @@ mod forms;
 mod generation;
 mod memory;
 mod sessions;
+mod weights;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -123,6 +123,8 @@ impl Driver {
                     }
                 },
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.on_time(),
+                // The runtime is going down, and has taken the tasks with it: no event will come any more.
+                else => break,
             }
         }
         for reply in self.stopping.drain(..) {

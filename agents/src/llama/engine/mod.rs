@@ -18,7 +18,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Batch, Context, SeqId, Step};
+use super::context::{Batch, Context, SeqId, Shape, Step};
 use super::load::Loaded;
 use super::prompt::common;
 use super::runtime;
@@ -88,7 +88,8 @@ impl<'m> Engine<'m> {
         loaded: &'m Loaded,
         context: Context<'m>,
         sessions: Option<Sessions>,
-        (parallel, step, threads): (u32, u32, usize),
+        shape: &Shape,
+        parallel: u32,
     ) -> Self {
         let whole = loaded.model().is_recurrent() || loaded.model().is_hybrid();
         Self {
@@ -98,13 +99,13 @@ impl<'m> Engine<'m> {
             waiting: VecDeque::new(),
             running: Vec::new(),
             kept: Kept::new(whole),
-            free: (0..sequences(parallel) as SeqId).rev().collect(),
+            free: (0..shape.n_seq as SeqId).rev().collect(),
             parallel: parallel as usize,
             whole,
             full: false,
-            pace: Pace::new(step as usize),
+            pace: Pace::new(shape.n_batch as usize),
             batch: Batch::default(),
-            threads,
+            threads: shape.threads,
         }
     }
 

@@ -1,0 +1,122 @@
+//! How a file's weights are held: mapped as they are, or as a copy that is repacked for this CPU. Which is faster depends
+//! on the model, the machine and what is asked of it, so for a resident model that leaves it open both are tried, once.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use llama_cpp_2::token::LlamaToken;
+use sarai_core::backend::LoadRequest;
+use sarai_core::config::Weights;
+use sarai_core::request::Capability;
+
+use super::context::{Batch, Context, compute};
+use super::header::Header;
+use super::load::Loaded;
+use super::{GgufSettings, estimate};
+use crate::Error;
+
+/// Tokens of a text, and of an answer, that are timed; the best of several runs counts.
+const TEXT: usize = 64;
+const ANSWER: usize = 8;
+const RUNS: usize = 3;
+
+/// Whether weights are to be repacked; `None` where that has to be measured first.
+pub(super) fn repacked(settings: &GgufSettings) -> Option<bool> {
+    match settings.weights {
+        Weights::Mmap => Some(false),
+        Weights::Repack => Some(true),
+        Weights::Auto if !settings.resident => Some(false),
+        // Nobody would remember what was measured.
+        Weights::Auto => match &settings.measurements {
+            Some(file) => read(file).get(&key(settings)).copied(),
+            None => Some(false),
+        },
+    }
+}
+
+/// Loads the file in both ways and measures what the model is there for. Returns whether repacked weights are faster, and
+/// remembers it.
+pub(super) fn measure(
+    settings: &GgufSettings,
+    header: &Header,
+    request: &LoadRequest,
+) -> Result<bool, Error> {
+    let mapped = time(settings, header, request, false)?;
+    let repacked = time(settings, header, request, true)?;
+    let faster = repacked < mapped;
+    tracing::info!(path = %settings.path.display(), ?mapped, ?repacked, "the faster way to hold the weights was measured");
+    if let Some(file) = &settings.measurements
+        && let Err(error) = remember(file, key(settings), faster)
+    {
+        tracing::warn!(file = %file.display(), %error, "what was measured could not be written and will be measured again");
+    }
+    Ok(faster)
+}
+
+fn time(
+    settings: &GgufSettings,
+    header: &Header,
+    request: &LoadRequest,
+    repacked: bool,
+) -> Result<Duration, Error> {
+    let loaded = Loaded::load(settings, repacked, request)?;
+    let n_ctx = TEXT as u32 + ANSWER as u32;
+    let shape = estimate::shape(header, settings, n_ctx);
+    let failed = || Error::ContextFailed { path: settings.path.clone(), n_ctx };
+    let mut context = Context::new(&loaded, &shape).ok_or_else(failed)?;
+    let best = (0..RUNS).map(|_| work(&mut context, settings.purpose)).collect::<Result<Vec<_>, Error>>()?;
+    best.into_iter().min().ok_or_else(|| compute("nothing was measured"))
+}
+
+/// Reads a text; of a model that generates, only the answer after it is timed.
+fn work(context: &mut Context<'_>, purpose: Capability) -> Result<Duration, Error> {
+    let mut batch = Batch::default();
+    let started = Instant::now();
+    for position in 0..TEXT {
+        batch.push(LlamaToken(position as i32), position, 0, true);
+    }
+    context.decode(&batch, &|| false)?;
+    let mut took = started.elapsed();
+    if purpose == Capability::Generate {
+        let started = Instant::now();
+        for position in TEXT..TEXT + ANSWER {
+            batch.clear();
+            batch.push(LlamaToken(0), position, 0, true);
+            context.decode(&batch, &|| false)?;
+        }
+        took = started.elapsed();
+    }
+    context.forget(0);
+    Ok(took)
+}
+
+/// What a measurement holds for.
+fn key(settings: &GgufSettings) -> String {
+    let file = fs::metadata(&settings.path).ok();
+    let bytes = file.as_ref().map_or(0, fs::Metadata::len);
+    let modified = file.and_then(|file| file.modified().ok());
+    let threads = settings.threads.unwrap_or_else(super::runtime::cpus);
+    format!("{} {bytes} {modified:?} {} {threads}", settings.path.display(), settings.purpose)
+}
+
+/// A file that cannot be read holds nothing.
+fn read(file: &Path) -> BTreeMap<String, bool> {
+    fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+fn remember(file: &Path, key: String, repacked: bool) -> io::Result<()> {
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = read(file);
+    all.insert(key, repacked);
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let unfinished = file.with_extension(format!("{}.part", std::process::id()));
+    fs::write(&unfinished, serde_json::to_vec_pretty(&all)?)?;
+    fs::rename(&unfinished, file)
+}
