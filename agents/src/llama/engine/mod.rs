@@ -151,6 +151,7 @@ impl<'m> Engine<'m> {
         let left: Vec<Sequence> = self.running.extract_if(.., |sequence| sequence.unread()).collect();
         for sequence in left {
             self.forget(sequence.place);
+            self.full = false;
         }
     }
 
