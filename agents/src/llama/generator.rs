@@ -10,7 +10,7 @@ use sarai_core::request::{Delta, GenerateRequest, TokenStream};
 use tokio::sync::mpsc;
 
 use super::GgufSettings;
-use super::engine::{Command, Engine, Sequence};
+use super::engine::{Coming, Command, Engine, Sequence};
 use super::header::Header;
 use super::sessions::Sessions;
 use super::thread::{Thread, Workplace};
@@ -21,6 +21,7 @@ const BESIDES_TOKENS: usize = 4;
 #[derive(Debug)]
 pub(super) struct Generator {
     thread: Thread<Command>,
+    coming: Coming,
 }
 
 impl Generator {
@@ -29,16 +30,18 @@ impl Generator {
         header: Header,
         request: LoadRequest,
     ) -> Result<Self, Failure> {
-        let thread = Thread::start(settings, header, request, work).await?;
-        Ok(Self { thread })
+        let coming = Coming::default();
+        let seen = coming.clone();
+        let thread = Thread::start(settings, header, request, move |workplace| work(workplace, seen)).await?;
+        Ok(Self { thread, coming })
     }
 }
 
-fn work(workplace: Workplace<'_, Command>) {
+fn work(workplace: Workplace<'_, Command>, coming: Coming) {
     let Workplace { settings, shape, loaded, context, mut commands, stopping } = workplace;
     let sessions = Sessions::open(settings, loaded.model().is_recurrent() || loaded.model().is_hybrid());
     let engine = Engine::new(loaded, context, sessions, shape, settings.parallel());
-    engine.run(&mut commands, &stopping);
+    engine.run(&mut commands, &coming, &stopping);
 }
 
 #[async_trait]
@@ -55,9 +58,11 @@ impl Model for Generator {
         let n_ctx = self.thread.n_ctx();
         // Room for all of an answer: the engine never waits for a reader, and an answer is no longer than the context.
         let (deltas, stream) = mpsc::channel(n_ctx as usize + BESIDES_TOKENS);
+        let coming = self.coming.announce();
         let prepare = move |loaded: &_| Sequence::prepare(loaded, &request, n_ctx, deltas);
         let sequence = self.thread.with_model(prepare).await?;
         self.thread.send(Command::Answer(Box::new(sequence))).await?;
+        drop(coming);
         let gone = self.thread.gone();
         // Up to the end or an error. A stream without either is one whose thread has ended.
         let deltas = futures::stream::unfold(Some((stream, gone)), |open| async {

@@ -10,7 +10,9 @@ mod pace;
 mod sequence;
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use llama_cpp_2::token::LlamaToken;
 use sarai_core::request::FinishReason;
@@ -31,6 +33,8 @@ use sequence::Goes;
 pub(super) use kept::reusable;
 pub(super) use sequence::Sequence;
 
+/// How long a request to an idle engine is held back for others that are being prepared.
+const LINGER: Duration = Duration::from_millis(2);
 /// Sequences that are kept besides those that run.
 const KEPT: u32 = 8;
 /// A shorter common beginning is not worth waiting for someone who is computing it.
@@ -50,6 +54,31 @@ pub(super) enum Command {
     Answer(Box<Sequence>),
     /// End; sent when the token is cancelled, to wake the thread.
     Stop,
+}
+
+/// Requests that are being prepared.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Coming(Arc<AtomicUsize>);
+
+/// A request that is being prepared, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Announced(Arc<AtomicUsize>);
+
+impl Coming {
+    pub(super) fn announce(&self) -> Announced {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Announced(Arc::clone(&self.0))
+    }
+
+    fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The engine of one model.
@@ -111,8 +140,13 @@ impl<'m> Engine<'m> {
 
     /// Works until it is told to stop or nobody can tell it anything any more, and then writes what it has computed to
     /// the session store.
-    pub(super) fn run(mut self, commands: &mut Receiver<Command>, stopping: &CancellationToken) {
-        while self.listen(commands) && !stopping.is_cancelled() {
+    pub(super) fn run(
+        mut self,
+        commands: &mut Receiver<Command>,
+        coming: &Coming,
+        stopping: &CancellationToken,
+    ) {
+        while self.listen(commands, coming) && !stopping.is_cancelled() {
             self.leave();
             self.let_in();
             if !self.running.is_empty() {
@@ -129,17 +163,22 @@ impl<'m> Engine<'m> {
     }
 
     /// Hears what there is to hear; waits where there is nothing to do. Returns whether to go on.
-    fn listen(&mut self, commands: &mut Receiver<Command>) -> bool {
-        if self.running.is_empty() && self.waiting.is_empty() {
+    fn listen(&mut self, commands: &mut Receiver<Command>, coming: &Coming) -> bool {
+        let idle = self.running.is_empty() && self.waiting.is_empty();
+        if idle {
             match commands.blocking_recv() {
                 Some(Command::Answer(sequence)) => self.waiting.push_back(*sequence),
                 Some(Command::Stop) | None => return false,
             }
         }
+        // Requests that were made together begin together.
+        let heard = Instant::now();
+        let linger = || idle && coming.any() && heard.elapsed() < LINGER;
         loop {
             match commands.try_recv() {
                 Ok(Command::Answer(sequence)) => self.waiting.push_back(*sequence),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) if linger() => std::thread::yield_now(),
                 Err(TryRecvError::Empty) => return true,
             }
         }
@@ -217,9 +256,9 @@ impl<'m> Engine<'m> {
         sequence.computed = computed;
         sequence.cached.get_or_insert(computed);
         if self.whole {
-            // The next turn begins where this prompt ends.
+            // The next turn begins where this prompt ends. Stopping there costs a step.
             let end = sequence.prompt().len() - 1;
-            if end >= WORTH_WAITING && !sequence.marks.contains(&end) {
+            if end >= computed + WORTH_WAITING && !sequence.marks.contains(&end) {
                 sequence.marks.push(end);
             }
         } else {

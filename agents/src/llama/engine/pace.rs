@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 /// How long a step may take while others wait for its end: those who write, and those who want to begin.
-const SHARED: Duration = Duration::from_millis(250);
+const SHARED: Duration = Duration::from_millis(400);
 /// How long it may take when there is one request alone. Another one that comes meanwhile waits for that long at most;
 /// one that is given up does not wait, because a step can be stopped.
 const ALONE: Duration = Duration::from_secs(2);
@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(pace.tokens(true), 32);
         // A model that reads 100 tokens a second.
         pace.note(32, Duration::from_millis(320));
-        assert_eq!((pace.tokens(true), pace.tokens(false)), (200, 25));
+        assert_eq!((pace.tokens(true), pace.tokens(false)), (200, 40));
         // One that reads 20: as small as makes sense.
         (0..40).for_each(|_| pace.note(64, Duration::from_millis(3200)));
         assert_eq!((pace.tokens(true), pace.tokens(false)), (64, 16));
