@@ -32,16 +32,17 @@ impl Generator {
     ) -> Result<Self, Failure> {
         let coming = Coming::default();
         let seen = coming.clone();
-        let thread = Thread::start(settings, header, request, move |workplace| work(workplace, seen)).await?;
+        let thread =
+            Thread::start(settings, header, request, move |workplace| work(workplace, &seen)).await?;
         Ok(Self { thread, coming })
     }
 }
 
-fn work(workplace: Workplace<'_, Command>, coming: Coming) {
+fn work(workplace: Workplace<'_, Command>, coming: &Coming) {
     let Workplace { settings, shape, loaded, context, mut commands, stopping } = workplace;
     let sessions = Sessions::open(settings, loaded.model().is_recurrent() || loaded.model().is_hybrid());
     let engine = Engine::new(loaded, context, sessions, shape, settings.parallel());
-    engine.run(&mut commands, &coming, &stopping);
+    engine.run(&mut commands, coming, &stopping);
 }
 
 #[async_trait]

@@ -75,6 +75,7 @@ fn message(message: &Message) -> Value {
 }
 
 /// JSON as Python writes it: with a blank after commas and colons. Models were trained on that.
+#[expect(clippy::needless_pass_by_value, reason = "the form that a filter has to have")]
 fn python_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let mut written = Vec::new();

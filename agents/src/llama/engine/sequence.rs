@@ -177,9 +177,15 @@ impl Sequence {
         Ok(Some(answer.stops.push(&text)))
     }
 
+    /// Says text that is no part of a call.
     fn say(&mut self, text: String) -> Goes {
-        let text = self.answer.calls.as_mut().map_or_else(|| text.clone(), |calls| calls.push(&text));
-        self.send_text(text)
+        match &mut self.answer.calls {
+            Some(calls) => {
+                let shown = calls.push(&text);
+                self.send_text(shown)
+            }
+            None => self.send_text(text),
+        }
     }
 
     fn send_text(&self, text: String) -> Goes {
