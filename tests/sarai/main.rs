@@ -56,7 +56,9 @@ impl Site {
     /// The program in this folder, with SOLAR's host at `host` and nothing else of this machine's environment.
     fn sarai(&self, host: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("sarai"));
-        command.current_dir(self.folder.path()).env_clear().env("OLLAMA_BASE_URL", host);
+        command.current_dir(self.folder.path()).env_clear();
+        // Its caches, too, are the test's own.
+        command.env("HOME", self.folder.path()).env("OLLAMA_BASE_URL", host);
         command.args(["--config", "config/demo.yaml"]).args(arguments);
         command
     }

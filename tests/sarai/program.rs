@@ -188,6 +188,7 @@ fn a_conversation_goes_on_until_its_input_ends_and_its_metrics_can_be_read_meanw
         .args(["--config", "config/demo.yaml", "chat", "lfm2", "--max-tokens", "8"])
         .current_dir(site.folder.path())
         .env_clear()
+        .env("HOME", site.folder.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

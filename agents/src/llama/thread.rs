@@ -145,7 +145,7 @@ fn run<C>(
 ) {
     runtime::set_priority(settings.purpose);
     let repacked =
-        weights::repacked(settings).map_or_else(|| weights::measure(settings, header, request), Ok);
+        weights::repacked(settings).map_or_else(|| weights::find_faster(settings, header, request), Ok);
     let before = measure::anonymous();
     let loaded = match repacked.and_then(|repacked| Loaded::load(settings, repacked, request)) {
         Ok(loaded) => loaded,

@@ -16,7 +16,7 @@ use sarai_core::request::Capability;
 use super::context::{Batch, Context, compute};
 use super::header::Header;
 use super::load::Loaded;
-use super::{GgufSettings, estimate};
+use super::{GgufSettings, estimate, measure};
 use crate::Error;
 
 /// Tokens of a text, and of an answer, that are timed; the best of several runs counts.
@@ -40,13 +40,15 @@ pub(super) fn repacked(settings: &GgufSettings) -> Option<bool> {
 
 /// Loads the file in both ways and measures what the model is there for. Returns whether repacked weights are faster, and
 /// remembers it.
-pub(super) fn measure(
+pub(super) fn find_faster(
     settings: &GgufSettings,
     header: &Header,
     request: &LoadRequest,
 ) -> Result<bool, Error> {
     let mapped = time(settings, header, request, false)?;
     let repacked = time(settings, header, request, true)?;
+    // What the load itself takes is measured next, and must not come out of what is left of these.
+    measure::trim();
     let faster = repacked < mapped;
     tracing::info!(path = %settings.path.display(), ?mapped, ?repacked, "the faster way to hold the weights was measured");
     if let Some(file) = &settings.measurements
