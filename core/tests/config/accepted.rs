@@ -244,3 +244,31 @@ fn relative_paths_are_beside_the_configuration_first_then_in_the_working_directo
     assert_eq!(path("b"), std::path::Path::new("src/lib.rs"));
     assert_eq!(path("c"), folder.path().join("none.gguf"), "the first place stands where neither has it");
 }
+
+#[test]
+fn what_a_local_model_shares_and_keeps_can_be_set() {
+    let resolved = accepted(
+        "models:\n  a: {backend: gguf_native, path: a.gguf, parallel: 2, lora: {kind.gguf: 0.5}}\n  \
+         b: {backend: gguf_native, role: reranker}\nsessions: {path: /tmp/kept, max_gb: 0.5}\n",
+    );
+    let Place::Gguf(file) = &model(&resolved, "a").places[0] else { panic!("a file") };
+    assert_eq!(file.parallel, Some(2));
+    let lora: Vec<_> = file.lora.iter().map(|(path, scale)| (path.file_name(), *scale)).collect();
+    assert_eq!(lora, [(Some("kind.gguf".as_ref()), 0.5)]);
+    assert_eq!(model(&resolved, "b").class, Class::Resident);
+    let sessions = &resolved.config.sessions;
+    assert_eq!(
+        (sessions.path.as_deref(), sessions.max_bytes),
+        (Some("/tmp/kept".as_ref()), Bytes(500_000_000))
+    );
+}
+
+#[test]
+fn wrong_settings_of_these_are_told_with_their_places() {
+    let bad =
+        "models:\n  a: {backend: gguf_native, parallel: 65, lora: {x.gguf: .nan}}\nsessions: {max_gb: -1}\n";
+    let shown: String = super::problems(bad).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    for part in ["models.a.parallel", "must be from 1 to 64", "models.a.lora", "sessions.max_gb"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+}

@@ -154,6 +154,7 @@ models.solar.role: llm  # default
 models.solar.ttl: 90s  # file config/sarai.yaml:3
 queue.max_waiting: 256  # default
 queue.wait_timeout: 5m  # default
+sessions.max_gb: 2  # default
 ";
     assert_eq!(resolved.render_resolved(), expected);
 }
