@@ -257,6 +257,19 @@ impl GenerateRequest {
         Self::new(Prompt::Raw(text.into()))
     }
 
+    /// What in it does not go together, if anything: a backend refuses it rather than leave a part out.
+    #[must_use]
+    pub fn contradiction(&self) -> Option<&'static str> {
+        if self.tools.is_empty() {
+            return None;
+        }
+        match (&self.prompt, &self.constraint) {
+            (Prompt::Raw(_), _) => Some("tools need a conversation: a raw prompt has no place for them"),
+            (_, Some(_)) => Some("an answer can either call tools or have a fixed form"),
+            (Prompt::Chat(_), None) => None,
+        }
+    }
+
     /// The same request with functions that the model may call.
     #[must_use]
     pub fn with_tools(mut self, tools: Vec<Tool>) -> Self {

@@ -277,15 +277,20 @@ impl<'m> Context<'m> {
         if written == 0 { Err(failed()) } else { Ok(()) }
     }
 
-    /// Reads a sequence of `length` tokens from a file that [`save`](Self::save) has written for the same model and
+    /// Reads a sequence of these tokens from a file that [`save`](Self::save) has written for the same model and
     /// settings, unchanged since.
-    pub(super) fn restore(&mut self, sequence: SeqId, length: usize, path: &Path) -> Result<(), Error> {
+    pub(super) fn restore(
+        &mut self,
+        sequence: SeqId,
+        expected: &[LlamaToken],
+        path: &Path,
+    ) -> Result<(), Error> {
         let failed = || compute("the state could not be read");
         let path = c_path(path).ok_or_else(failed)?;
-        let mut tokens = vec![LlamaToken(0); length];
+        let mut tokens = vec![LlamaToken(0); expected.len()];
         let mut count = 0;
-        // SAFETY: the context is live, the path is a C string, there is room for `length` tokens, and llama.cpp writes
-        // no more than that.
+        // SAFETY: the context is live, the path is a C string, there is room for as many tokens as said, and llama.cpp
+        // writes no more than that.
         let read = unsafe {
             sys::llama_state_seq_load_file(
                 self.raw.as_ptr(),
@@ -296,7 +301,7 @@ impl<'m> Context<'m> {
                 &raw mut count,
             )
         };
-        if read == 0 || count != length { Err(failed()) } else { Ok(()) }
+        if read == 0 || tokens.get(..count) != Some(expected) { Err(failed()) } else { Ok(()) }
     }
 
     fn memory<T>(&mut self, change: impl FnOnce(sys::llama_memory_t) -> T) -> Option<T> {

@@ -104,8 +104,9 @@ fn step(header: &Header, purpose: Capability, n_ctx: u32, n_seq: u32) -> u32 {
     if is_encoder(header) || purpose != Capability::Generate {
         return n_ctx.next_multiple_of(n_seq);
     }
-    let most = MOST_IN_STEP.min(n_ctx);
-    most - most % n_seq.min(most)
+    // A token of each sequence that writes has to fit, however short the context is.
+    let most = MOST_IN_STEP.min(n_ctx).max(n_seq);
+    most - most % n_seq
 }
 
 /// The context lengths to try, longest first: by free memory where it is `auto`, never above what the model was trained

@@ -150,7 +150,11 @@ impl Sessions {
             model: fs::canonicalize(&settings.path).ok()?,
             bytes: metadata.len(),
             modified: metadata.modified().ok(),
-            adapters: settings.lora.iter().map(|(path, scale)| (path.clone(), scale.to_string())).collect(),
+            adapters: settings
+                .lora
+                .iter()
+                .map(|(path, scale)| (path.clone(), adapter(path, *scale)))
+                .collect(),
         };
         let mut sessions = Self { store, owner, known: Vec::new(), whole };
         sessions.known = sessions.find();
@@ -183,11 +187,12 @@ impl Sessions {
         Some(Session { state: path.with_extension("kv"), tokens, bytes, xxh3 })
     }
 
-    /// The session that helps most with a prompt, and how many tokens that saves.
-    pub(super) fn best(&self, prompt: &[LlamaToken], whole: bool) -> Option<(Session, usize)> {
-        let help = |session: &Session| reusable(&session.tokens, prompt, whole);
+    /// The session that helps most with a prompt and fits a context of `n_ctx`, and how many tokens it saves.
+    pub(super) fn best(&self, prompt: &[LlamaToken], n_ctx: usize) -> Option<(Session, usize)> {
+        let help = |session: &Session| reusable(&session.tokens, prompt, self.whole);
+        let fitting = self.known.iter().filter(|session| session.tokens.len() < n_ctx);
         let (session, length) =
-            self.known.iter().map(|session| (session, help(session))).max_by_key(|(_, length)| *length)?;
+            fitting.map(|session| (session, help(session))).max_by_key(|(_, length)| *length)?;
         (length > 0).then(|| (session.clone(), length))
     }
 
@@ -198,7 +203,10 @@ impl Sessions {
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it does not have its checksum")),
         });
         if let Err(error) = checked {
-            tracing::warn!(session = %session.state.display(), %error, "a damaged session is ignored");
+            // Another process, or another model on this file, may have removed it.
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(session = %session.state.display(), %error, "a damaged session is ignored");
+            }
             self.forget(session);
             return false;
         }
@@ -207,9 +215,10 @@ impl Sessions {
             .append(true)
             .open(&session.state)
             .and_then(|file| file.set_modified(SystemTime::now()));
-        let restored = context.restore(place, session.tokens.len(), &session.state);
+        let restored = context.restore(place, &session.tokens, &session.state);
         if let Err(error) = &restored {
             tracing::warn!(session = %session.state.display(), %error, "a session could not be restored");
+            self.forget(session);
         }
         restored.is_ok()
     }
@@ -272,6 +281,13 @@ impl Sessions {
         self.known.retain(|other| other != session);
         remove(&session.state);
     }
+}
+
+/// What an adapter is, besides its name: its scale, size and age.
+fn adapter(path: &Path, scale: f32) -> String {
+    let file = fs::metadata(path).ok();
+    let modified = file.as_ref().and_then(|file| file.modified().ok());
+    format!("{scale} {:?} {modified:?}", file.map(|file| file.len()))
 }
 
 /// A file under another name, which is removed unless it is finished.

@@ -167,6 +167,9 @@ impl Client {
         {
             return Err(Error::EmptyPrompt);
         }
+        if let Some(what) = request.contradiction() {
+            return Err(Error::Contradiction { what });
+        }
         let deadlines = self.deadlines();
         let running = self.turn(&deadlines).await?;
         let format = match &request.constraint {

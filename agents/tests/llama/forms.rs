@@ -127,6 +127,8 @@ async fn tools_are_told_to_the_model_and_do_not_go_with_a_fixed_form() {
     let (_, completion) = say(&model, with.clone()).await.unwrap();
     assert!(completion.prompt_tokens.unwrap() > before + 30, "the model reads what it may call");
     assert_eq!(completion.tool_calls, []);
+    let raw = GenerateRequest { prompt: sarai_core::request::Prompt::Raw("Hi".into()), ..with.clone() };
+    assert_eq!(say(&model, raw).await.unwrap_err().kind, FailureKind::BadRequest);
     let both = with.with_constraint(Constraint::JsonSchema(schema()));
     assert_eq!(say(&model, both).await.unwrap_err().kind, FailureKind::BadRequest);
 }

@@ -92,14 +92,6 @@ async fn a_reader_who_leaves_makes_room_for_the_next_request() {
 }
 
 #[tokio::test]
-async fn requests_at_the_same_time_are_worked_off_in_turn() {
-    let (_file, model) = llama(Model::new(Kind::Llama)).await;
-    let alone = say(&model, chat(seeded(5))).await.unwrap().0;
-    let together = futures::future::join_all((0..5).map(|_| say(&model, chat(seeded(5))))).await;
-    assert!(together.into_iter().all(|answer| answer.unwrap().0 == alone));
-}
-
-#[tokio::test]
 async fn repetition_can_be_made_dear() {
     let (_file, model) = llama(Model::new(Kind::Llama).endless(true)).await;
     let greedy = Sampling { temperature: Some(0.0), max_tokens: Some(200), ..Sampling::default() };

@@ -82,6 +82,27 @@ async fn say(model: &Arc<dyn Loaded>, request: GenerateRequest) -> Result<(Strin
     read(model.generate(request).await?).await
 }
 
+/// How far the logarithm of a token's probability may be off where the same was computed in other steps: a step with more
+/// tokens rounds otherwise. What belongs to another sequence or position is off by much more.
+const ROUNDING: f32 = 0.15;
+
+/// Asserts that two answers, asked for with `with_logprobs(2)`, are the same up to a call that is too close for rounding:
+/// random weights make such calls.
+fn assert_alike(expected: &Completion, found: &Completion, what: &str) {
+    let tokens = |completion: &Completion| completion.logprobs.clone().expect("they were asked for");
+    let (expected, found) = (tokens(expected), tokens(found));
+    for (at, (expected, found)) in expected.iter().zip(&found).enumerate() {
+        if expected.token != found.token {
+            let lead = expected.top[0].logprob - expected.top[1].logprob;
+            assert!(lead < 2.0 * ROUNDING, "{what}, token {at}: {expected:?} {found:?}");
+            return;
+        }
+        let off = (expected.logprob - found.logprob).abs();
+        assert!(off < ROUNDING, "{what}, token {at} is off by {off}: {expected:?} {found:?}");
+    }
+    assert_eq!(expected.len(), found.len(), "{what}");
+}
+
 fn kinds() -> [Kind; 2] {
     [Kind::Llama, Kind::Lfm2]
 }

@@ -6,7 +6,7 @@ use sarai_core::backend::{Backend, LoadRequest};
 use sarai_core::config::HostConfig;
 use sarai_core::failure::FailureKind;
 use sarai_core::memory::Estimate;
-use sarai_core::request::{Capability, GenerateRequest, Message, Sampling};
+use sarai_core::request::{Capability, Constraint, GenerateRequest, Message, Sampling, Tool, ToolCall};
 use sarai_core::units::Bytes;
 use sarai_support::host::{Behaviour, Host};
 use serde_json::json;
@@ -37,6 +37,46 @@ async fn a_chat_is_asked_for_with_every_setting_said_and_none_made_up() {
             "options": {"num_ctx": 4096, "num_predict": 9, "temperature": 0.5, "seed": 3, "stop": ["\n"]}
         })
     );
+}
+
+#[tokio::test]
+async fn tools_their_calls_and_a_schema_are_said_as_the_host_expects_them() {
+    let host = Host::start().await.unwrap();
+    let tool =
+        Tool { name: "weather".into(), description: "now".into(), parameters: json!({"type": "object"}) };
+    let call = ToolCall { name: "weather".into(), arguments: serde_json::Map::new() };
+    let messages = vec![
+        Message::user("Hi"),
+        Message::assistant("").with_tool_calls(vec![call]),
+        Message::tool("weather", "sunny"),
+    ];
+    let request = GenerateRequest::chat(messages).with_tools(vec![tool]);
+    ask(&client(&host), &request).await.1.unwrap();
+    let body = host.requests().pop().unwrap().body;
+    assert_eq!(
+        body["tools"],
+        json!([{"type": "function", "function": {"name": "weather", "description": "now", "parameters": {"type": "object"}}}])
+    );
+    assert_eq!(
+        body["messages"][1]["tool_calls"],
+        json!([{"function": {"name": "weather", "arguments": {}}}])
+    );
+    assert_eq!(body["messages"][2], json!({"role": "tool", "content": "sunny", "tool_name": "weather"}));
+
+    let schema = json!({"type": "object"});
+    let constrained =
+        |constraint| GenerateRequest::chat(vec![Message::user("Hi")]).with_constraint(constraint);
+    ask(&client(&host), &constrained(Constraint::JsonSchema(schema.clone()))).await.1.unwrap();
+    assert_eq!(host.requests().pop().unwrap().body["format"], schema);
+    let sent = host.requests().len();
+    let refused = [
+        constrained(Constraint::Grammar("root ::= \"a\"".into())),
+        request.with_constraint(Constraint::JsonSchema(schema)),
+    ];
+    for request in refused {
+        assert_eq!(ask(&client(&host), &request).await.1.unwrap_err().kind, FailureKind::BadRequest);
+    }
+    assert_eq!(host.requests().len(), sent);
 }
 
 #[tokio::test]

@@ -112,6 +112,14 @@ struct Part {
     row: Option<usize>,
 }
 
+/// A beginning of a prompt that the context holds.
+struct There {
+    place: SeqId,
+    length: usize,
+    /// Whether it is all of a sequence that nobody writes to any more.
+    ends_there: bool,
+}
+
 impl<'m> Engine<'m> {
     pub(super) fn new(
         loaded: &'m Loaded,
@@ -269,36 +277,45 @@ impl<'m> Engine<'m> {
     /// A place that holds as much as possible of the beginning of `tokens`, and how much that is. It may hold more than
     /// that, which has to be cut off.
     fn beginning(&mut self, tokens: &[LlamaToken]) -> (SeqId, usize) {
-        let kept = self.kept.best(tokens).map(|(entry, length)| (entry.sequence, entry.tokens.len(), length));
-        let running = self
-            .running
-            .iter()
-            .filter_map(|other| {
-                Some((other.place?, reusable(&other.tokens[..other.computed], tokens, self.whole)))
-            })
-            .max_by_key(|(_, length)| *length)
-            .filter(|(_, length)| *length > 0);
-        let had = kept.map_or(0, |(_, _, length)| length).max(running.map_or(0, |(_, length)| length));
+        let had = self.longest(tokens).map_or(0, |there| there.length);
         if let Some(restored) = self.restored(tokens, had + WORTH_READING) {
             return restored;
         }
-        match (kept, running) {
+        // Looked up again: room for a session that then could not be read may have cost it.
+        match self.longest(tokens) {
             // What the kept sequence is the beginning of takes its place, unless it may be wanted as it is again.
-            (Some((from, held, length)), _) if length == had && length == held && !self.whole => {
-                self.kept.take(from);
-                (from, length)
+            Some(There { place, length, ends_there: true }) if !self.whole => {
+                self.kept.take(place);
+                (place, length)
             }
-            (Some((from, _, length)), _) if length == had => (self.share(from, length), length),
-            (_, Some((from, length))) => (self.share(from, length), length),
-            (_, None) => (self.free_place(), 0),
+            Some(There { place, length, .. }) => (self.share(place, length), length),
+            None => (self.free_place(), 0),
         }
+    }
+
+    /// The longest beginning of `tokens` that the context holds, kept or of a request that runs.
+    fn longest(&mut self, tokens: &[LlamaToken]) -> Option<There> {
+        let kept = self.kept.best(tokens).map(|(entry, length)| There {
+            place: entry.sequence,
+            length,
+            ends_there: length == entry.tokens.len(),
+        });
+        let of_running = |other: &Sequence| {
+            let length = reusable(&other.tokens[..other.computed], tokens, self.whole);
+            Some(There { place: other.place?, length, ends_there: false })
+        };
+        let running = self.running.iter().filter_map(of_running);
+        running.chain(kept).filter(|there| there.length > 0).max_by_key(|there| there.length)
     }
 
     /// A place with a beginning of `tokens` from disk, where that is worth it.
     fn restored(&mut self, tokens: &[LlamaToken], least: usize) -> Option<(SeqId, usize)> {
         let sessions = self.sessions.as_ref()?;
-        let (session, length) = sessions.best(tokens, self.whole).filter(|(_, length)| *length >= least)?;
-        self.clear_room(session.tokens());
+        let n_ctx = self.context.n_ctx() as usize;
+        let (session, length) = sessions.best(tokens, n_ctx).filter(|(_, length)| *length >= least)?;
+        if !self.clear_room(session.tokens()) {
+            return None;
+        }
         let place = self.free_place();
         if self.sessions.as_mut()?.restore(&session, &mut self.context, place) {
             return Some((place, length));
@@ -307,15 +324,21 @@ impl<'m> Engine<'m> {
         None
     }
 
-    /// Lets what is kept leave until there is surely room for so many tokens, or nothing is kept any more.
-    fn clear_room(&mut self, tokens: usize) {
-        let running: usize = self.running.iter().map(|sequence| sequence.computed).sum();
-        while tokens + running + self.kept.tokens() > self.context.n_ctx() as usize
+    /// Lets what is kept leave until there is surely room for so many tokens. Returns false, and lets nothing leave,
+    /// where those who run leave too little.
+    fn clear_room(&mut self, tokens: usize) -> bool {
+        let n_ctx = self.context.n_ctx() as usize;
+        let needed = tokens + self.running.iter().map(|sequence| sequence.computed).sum::<usize>();
+        if needed > n_ctx {
+            return false;
+        }
+        while needed + self.kept.tokens() > n_ctx
             && let Some(entry) = self.kept.take_oldest()
         {
             self.store(&entry);
             self.forget(Some(entry.sequence));
         }
+        true
     }
 
     fn share(&mut self, from: SeqId, length: usize) -> SeqId {

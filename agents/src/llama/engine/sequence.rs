@@ -68,10 +68,8 @@ impl Sequence {
         n_ctx: u32,
         deltas: mpsc::Sender<Result<Delta, Failure>>,
     ) -> Result<Self, Error> {
-        if request.constraint.is_some() && !request.tools.is_empty() {
-            return Err(Error::Contradiction {
-                what: "an answer can either call tools or have a fixed form",
-            });
+        if let Some(what) = request.contradiction() {
+            return Err(Error::Contradiction { what });
         }
         let form = request.constraint.as_ref().map(|constraint| Form::new(constraint, loaded)).transpose()?;
         let Tokens { tokens, instructions, truncated } = prompt::tokens(loaded, request, n_ctx)?;
