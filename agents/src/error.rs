@@ -114,6 +114,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A bias is for a token that the model does not have.
+    #[error("the request has a logit bias for token {token}, but the model's vocabulary ends at {last}")]
+    NoSuchToken {
+        /// The token's number.
+        token: u32,
+        /// The largest number.
+        last: u32,
+    },
     /// A constrained answer cannot go on.
     #[error("the answer cannot go on in the form that was asked for: {reason}")]
     Constraint {
@@ -272,6 +280,7 @@ impl Error {
             | Self::ChatTemplate { .. }
             | Self::BadSchema { .. }
             | Self::BadGrammar { .. }
+            | Self::NoSuchToken { .. }
             | Self::Contradiction { .. } => FailureKind::BadRequest,
             Self::Connect { .. } => FailureKind::Unreachable,
             Self::Deadline { stage: Stage::Queue, .. } => FailureKind::Busy,

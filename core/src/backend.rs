@@ -114,8 +114,14 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
     fn n_ctx(&self) -> Option<u32>;
 
     /// What the model holds of this process's memory, as measured: what is resident of its file just now, and by what
-    /// the process's own memory grew with its load. `None` where nothing can be measured.
+    /// the process's own memory grew with its load. `None` where nothing can be measured. May take a tenth of a second
+    /// for a large model: the kernel's page tables are read.
     fn memory(&self) -> Option<Footprint>;
+
+    /// What the load added to this process's memory, as measured while it loaded. Cheap: nothing is measured now.
+    fn memory_at_load(&self) -> Option<Footprint> {
+        self.memory()
+    }
 
     /// Continues a prompt.
     ///

@@ -1,5 +1,6 @@
 //! What is asked of a model, and what it answers: plain data, the same for every backend.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
@@ -232,6 +233,9 @@ pub struct GenerateRequest {
     pub truncate: Truncate,
     /// Asks for each token's probability, and for those of this many likeliest ones beside it.
     pub logprobs: Option<u32>,
+    /// Added to the scores of tokens, by their numbers in the model's vocabulary, before a token is chosen; minus
+    /// infinity keeps a token out.
+    pub logit_bias: BTreeMap<u32, f32>,
 }
 
 impl GenerateRequest {
@@ -243,6 +247,7 @@ impl GenerateRequest {
             constraint: None,
             truncate: Truncate::default(),
             logprobs: None,
+            logit_bias: BTreeMap::new(),
         }
     }
 
@@ -260,6 +265,9 @@ impl GenerateRequest {
     /// What in it does not go together, if anything: a backend refuses it rather than leave a part out.
     #[must_use]
     pub fn contradiction(&self) -> Option<&'static str> {
+        if self.logit_bias.values().any(|bias| bias.is_nan()) {
+            return Some("a logit bias has to be a number");
+        }
         if self.tools.is_empty() {
             return None;
         }
@@ -295,6 +303,13 @@ impl GenerateRequest {
     #[must_use]
     pub fn with_logprobs(mut self, alternatives: u32) -> Self {
         self.logprobs = Some(alternatives);
+        self
+    }
+
+    /// The same request with this added to the scores of tokens, by their numbers in the model's vocabulary.
+    #[must_use]
+    pub fn with_logit_bias(mut self, bias: impl IntoIterator<Item = (u32, f32)>) -> Self {
+        self.logit_bias = bias.into_iter().collect();
         self
     }
 

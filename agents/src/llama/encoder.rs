@@ -107,6 +107,10 @@ impl Model for Encoder {
         self.thread.memory()
     }
 
+    fn memory_at_load(&self) -> Option<Footprint> {
+        self.thread.memory_at_load()
+    }
+
     async fn embed(&self, texts: Vec<String>) -> Result<Embeddings, Failure> {
         self.wants(Capability::Embed)?;
         let tokens = move |loaded: &Loaded| {

@@ -55,6 +55,10 @@ impl Model for Generator {
         self.thread.memory()
     }
 
+    fn memory_at_load(&self) -> Option<Footprint> {
+        self.thread.memory_at_load()
+    }
+
     async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, Failure> {
         let n_ctx = self.thread.n_ctx();
         // Room for all of an answer: the engine never waits for a reader, and an answer is no longer than the context.

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use sarai_core::memory::Footprint;
 use sarai_core::units::Bytes;
 
-/// Anonymous memory of this process (`RssAnon`).
-pub(super) fn anonymous() -> Option<Bytes> {
+/// What is resident of this process: `RssFile` and `RssAnon`, its program and libraries included.
+pub(super) fn process() -> Option<Footprint> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    kilobytes(line)
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).and_then(kilobytes);
+    Some(Footprint { file_backed: field("RssFile:")?, anonymous: Some(field("RssAnon:")?) })
 }
 
 /// Resident pages of this process's maps of a file, which several maps of it share: no more than the file has.
@@ -59,9 +60,10 @@ mod tests {
 
     #[test]
     fn anonymous_memory_grows_by_what_is_written() {
-        let before = anonymous().unwrap();
+        let anonymous = || process().unwrap().anonymous.unwrap();
+        let before = anonymous();
         let block = vec![1_u8; 64 << 20];
-        let after = anonymous().unwrap();
+        let after = anonymous();
         assert_eq!(block.iter().map(|&n| u64::from(n)).sum::<u64>(), 64 << 20);
         assert!(after.0 - before.0 >= 60 << 20, "{before} {after}");
     }

@@ -6,7 +6,7 @@ use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::token::data::LlamaTokenData;
 use llama_cpp_2::token::data_array::LlamaTokenDataArray;
-use sarai_core::request::Sampling;
+use sarai_core::request::GenerateRequest;
 
 use super::constrain::Form;
 use super::context::compute;
@@ -27,12 +27,25 @@ pub(super) struct Chooser {
     /// Whether the highest score wins as it stands, so that the scores need not be copied.
     plain: bool,
     form: Option<Form>,
+    /// What is added to the scores of tokens.
+    bias: Vec<(usize, f32)>,
     candidates: LlamaTokenDataArray,
 }
 
 impl Chooser {
     /// A chooser for what follows on `prompt`, whose words count as said.
-    pub(super) fn new(sampling: &Sampling, form: Option<Form>, n_vocab: i32, prompt: &[LlamaToken]) -> Self {
+    pub(super) fn new(
+        request: &GenerateRequest,
+        form: Option<Form>,
+        n_vocab: i32,
+        prompt: &[LlamaToken],
+    ) -> Result<Self, Error> {
+        let last = n_vocab.cast_unsigned().saturating_sub(1);
+        if let Some((token, _)) = request.logit_bias.range(last + 1..).next() {
+            return Err(Error::NoSuchToken { token: *token, last });
+        }
+        let bias: Vec<_> = request.logit_bias.iter().map(|(token, bias)| (*token as usize, *bias)).collect();
+        let sampling = &request.sampling;
         let mut samplers = Vec::new();
         let penalty = sampling.repeat_penalty.filter(|penalty| *penalty > 0.0).unwrap_or(1.0);
         let presence = sampling.presence_penalty.unwrap_or(0.0);
@@ -43,7 +56,7 @@ impl Chooser {
         }
         let temperature = sampling.temperature.unwrap_or(TEMPERATURE);
         let greedy = temperature <= 0.0;
-        let plain = greedy && samplers.is_empty() && form.is_none();
+        let plain = greedy && samplers.is_empty() && form.is_none() && bias.is_empty();
         if greedy {
             samplers.push(LlamaSampler::greedy());
         } else {
@@ -57,7 +70,7 @@ impl Chooser {
         }
         let mut chain = LlamaSampler::chain(samplers, true);
         chain.accept_many(&prompt[prompt.len().saturating_sub(REPEAT_LAST)..]);
-        Self { chain, plain, form, candidates: LlamaTokenDataArray::new(Vec::new(), false) }
+        Ok(Self { chain, plain, form, bias, candidates: LlamaTokenDataArray::new(Vec::new(), false) })
     }
 
     /// The token to come next, by the scores of the whole vocabulary.
@@ -69,6 +82,11 @@ impl Chooser {
         let candidate = |(id, score): (usize, &f32)| LlamaTokenData::new(LlamaToken(id as i32), *score, 0.0);
         candidates.data.clear();
         candidates.data.extend(scores.iter().enumerate().map(candidate));
+        for (token, bias) in &self.bias {
+            if let Some(candidate) = candidates.data.get_mut(*token) {
+                candidate.set_logit(candidate.logit() + bias);
+            }
+        }
         (candidates.sorted, candidates.selected) = (false, None);
         if let Some(form) = &mut self.form {
             form.mask(candidates)?;

@@ -9,7 +9,6 @@ use sarai_core::backend::LoadRequest;
 use sarai_core::failure::{Failure, FailureKind};
 use sarai_core::memory::Footprint;
 use sarai_core::request::Capability;
-use sarai_core::units::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -27,8 +26,8 @@ const WAITING: usize = 64;
 pub(super) struct Thread<C> {
     path: PathBuf,
     n_ctx: u32,
-    /// What the load added to this process's own memory, where that could be measured.
-    anonymous: Option<Bytes>,
+    /// What the load added to this process's memory, where that could be measured.
+    gained: Option<Footprint>,
     /// The thread has it; here it is for what needs no context.
     loaded: Weak<Loaded>,
     commands: mpsc::Sender<C>,
@@ -39,7 +38,7 @@ pub(super) struct Thread<C> {
 /// What the thread reports once its model is ready.
 struct Ready {
     n_ctx: u32,
-    anonymous: Option<Bytes>,
+    gained: Option<Footprint>,
     loaded: Weak<Loaded>,
 }
 
@@ -84,9 +83,9 @@ impl<C: Send + 'static> Thread<C> {
         };
         let thread = thread.map_err(|error| Failure::new(FailureKind::Engine, error))?;
         match loaded.await.unwrap_or_else(|_| Err(Error::EngineGone { path: path.clone() })) {
-            Ok(Ready { n_ctx, anonymous, loaded }) => {
+            Ok(Ready { n_ctx, gained, loaded }) => {
                 let thread = Mutex::new(Some(thread));
-                Ok(Self { path, n_ctx, anonymous, loaded, commands, stopping, thread })
+                Ok(Self { path, n_ctx, gained, loaded, commands, stopping, thread })
             }
             Err(error) => {
                 join(thread, &path).await;
@@ -100,7 +99,12 @@ impl<C: Send + 'static> Thread<C> {
     }
 
     pub(super) fn memory(&self) -> Option<Footprint> {
-        Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous: self.anonymous })
+        let anonymous = self.gained.and_then(|gained| gained.anonymous);
+        Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous })
+    }
+
+    pub(super) fn memory_at_load(&self) -> Option<Footprint> {
+        self.gained
     }
 
     pub(super) async fn send(&self, command: C) -> Result<(), Failure> {
@@ -146,7 +150,7 @@ fn run<C>(
     runtime::set_priority(settings.purpose);
     let repacked =
         weights::repacked(settings).map_or_else(|| weights::find_faster(settings, header, request), Ok);
-    let before = measure::anonymous();
+    let before = measure::process();
     let loaded = match repacked.and_then(|repacked| Loaded::load(settings, repacked, request)) {
         Ok(loaded) => loaded,
         Err(error) => return drop(ready.send(Err(error))),
@@ -160,15 +164,26 @@ fn run<C>(
         Ok(context) => context,
         Err(error) => return drop(ready.send(Err(error))),
     };
-    let grown = |(before, after): (Bytes, Bytes)| after.saturating_sub(before);
-    let anonymous = before.zip(measure::anonymous()).map(grown).filter(|_| turn.was_alone());
+    let gained = gained(settings, before, &turn);
     drop(turn);
     // llama.cpp makes the context a little longer than asked; the steps of a model that reads whole texts are not.
     let n_ctx = if shape.pooling.is_some() { n_ctx } else { context.n_ctx() };
-    let is_ready = Ready { n_ctx, anonymous, loaded: Arc::downgrade(&loaded) };
+    let is_ready = Ready { n_ctx, gained, loaded: Arc::downgrade(&loaded) };
     if ready.send(Ok(is_ready)).is_ok() {
         work(Workplace { settings, shape: &shape, loaded: &loaded, context, commands, stopping });
     }
+}
+
+/// What the process has gained by a load: all that it grew by, where nothing else made it grow meanwhile. Else what is
+/// resident of the file, which takes longer to find out, and of its own memory nobody knows.
+fn gained(settings: &GgufSettings, before: Option<Footprint>, turn: &LoadTurn) -> Option<Footprint> {
+    let after = measure::process()?;
+    let alone = before.filter(|_| turn.was_alone()).and_then(|before| {
+        let anonymous = after.anonymous?.saturating_sub(before.anonymous?);
+        let file_backed = after.file_backed.saturating_sub(before.file_backed);
+        Some(Footprint { file_backed, anonymous: Some(anonymous) })
+    });
+    alone.or_else(|| Some(Footprint { file_backed: measure::mapped(&settings.path)?, anonymous: None }))
 }
 
 /// Waits until a thread that is told to end has ended, and gives back what the C library kept of its memory.

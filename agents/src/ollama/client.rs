@@ -170,8 +170,9 @@ impl Client {
         if let Some(what) = request.contradiction() {
             return Err(Error::Contradiction { what });
         }
-        let deadlines = self.deadlines();
-        let running = self.turn(&deadlines).await?;
+        if !request.logit_bias.is_empty() {
+            return Err(Error::Contradiction { what: "an Ollama takes no logit biases" });
+        }
         let format = match &request.constraint {
             Some(Constraint::JsonSchema(schema)) => Some(schema),
             Some(Constraint::Grammar(_)) => {
@@ -179,6 +180,8 @@ impl Client {
             }
             None => None,
         };
+        let deadlines = self.deadlines();
+        let running = self.turn(&deadlines).await?;
         let (path, messages, prompt) = match &request.prompt {
             Prompt::Chat(messages) => ("api/chat", Some(messages.iter().map(Into::into).collect()), None),
             Prompt::Raw(text) => ("api/generate", None, Some(text.as_str())),

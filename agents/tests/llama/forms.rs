@@ -134,6 +134,28 @@ async fn tools_are_told_to_the_model_and_do_not_go_with_a_fixed_form() {
 }
 
 #[tokio::test]
+async fn a_bias_makes_a_token_certain_or_keeps_it_out() {
+    let (_file, model) = llama(Model::new(Kind::Llama).endless(true)).await;
+    let greedy = Sampling { temperature: Some(0.0), max_tokens: Some(8), ..Sampling::default() };
+    // Five special tokens come before the bytes.
+    let token = |byte: u8| u32::from(byte) + 5;
+    let certain = chat(greedy.clone()).with_logit_bias([(token(b'z'), 1e4)]);
+    assert_eq!(say(&model, certain).await.unwrap().0, "zzzzzzzz");
+    for (out, left) in [(b'y', "z"), (b'z', "y")] {
+        let either = Constraint::Grammar(r#"root ::= "y" | "z""#.to_owned());
+        let request = chat(greedy.clone()).with_constraint(either);
+        let request = request.with_logit_bias([(token(out), f32::NEG_INFINITY)]);
+        assert_eq!(say(&model, request).await.unwrap().0, left);
+    }
+    let unknown = chat(greedy.clone()).with_logit_bias([(1 << 30, 1.0)]);
+    let refused = say(&model, unknown).await.unwrap_err();
+    assert_eq!(refused.kind, FailureKind::BadRequest);
+    assert!(refused.to_string().contains("token 1073741824"), "{refused}");
+    let no_number = chat(greedy).with_logit_bias([(token(b'z'), f32::NAN)]);
+    assert_eq!(say(&model, no_number).await.unwrap_err().kind, FailureKind::BadRequest);
+}
+
+#[tokio::test]
 async fn penalties_change_what_is_said() {
     let (_file, model) = llama(Model::new(Kind::Llama).endless(true)).await;
     let greedy = Sampling { temperature: Some(0.0), max_tokens: Some(200), ..Sampling::default() };

@@ -268,10 +268,9 @@ impl Driver {
             let result = no_panic(shared.slots[slot.0].backend.load(request)).await;
             let result = match result {
                 Ok(model) => {
-                    let measuring = Arc::clone(&model);
+                    let measured = model.memory_at_load();
                     shared.ready.insert(slot, model);
-                    // Reads the kernel's page tables: not for a thread that serves others.
-                    Ok(tokio::task::spawn_blocking(move || measuring.memory()).await.unwrap_or(None))
+                    Ok(measured)
                 }
                 Err(failure) => Err(failure),
             };

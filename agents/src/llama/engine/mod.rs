@@ -158,7 +158,7 @@ impl<'m> Engine<'m> {
             self.leave();
             self.let_in();
             if !self.running.is_empty() {
-                self.step(stopping);
+                self.step(stopping, &|| !commands.is_empty());
             }
         }
         // Whoever still waits for an answer hears that the engine is gone by the end of the stream.
@@ -360,12 +360,18 @@ impl<'m> Engine<'m> {
     }
 
     /// One step: the next token of all that write, a part of the prompts of all that read.
-    fn step(&mut self, stopping: &CancellationToken) {
+    fn step(&mut self, stopping: &CancellationToken, someone_comes: &dyn Fn() -> bool) {
         let mut parts = self.plan();
         let prompts: usize = parts.iter().filter(|part| part.tokens > 1).map(|part| part.tokens).sum();
         self.fill(&mut parts);
         let started = Instant::now();
-        let stop = || stopping.is_cancelled() || parts.iter().all(|part| self.running[part.at].unread());
+        // A recurrent state would be spoilt.
+        let alone = self.is_alone() && !self.whole;
+        let stop = || {
+            stopping.is_cancelled()
+                || parts.iter().all(|part| self.running[part.at].unread())
+                || alone && self.pace.gives_up(prompts, started.elapsed()) && someone_comes()
+        };
         let stepped = runtime::computing(self.threads, |threads| {
             self.context.set_threads(threads);
             self.context.decode(&self.batch, &stop)
@@ -392,14 +398,19 @@ impl<'m> Engine<'m> {
             .filter(reads)
             .map(|sequence| sequence.pending().min(sequence.next_mark() - sequence.computed))
             .collect();
-        let alone = self.running.len() == 1 && self.waiting.is_empty();
         let writers = self.running.len() - pending.len();
-        let mut reading = split(&pending, self.pace.tokens(alone).saturating_sub(writers).max(1)).into_iter();
+        let mut reading =
+            split(&pending, self.pace.tokens(self.is_alone()).saturating_sub(writers).max(1)).into_iter();
         let part = |(at, sequence): (usize, &Sequence)| {
             let tokens = if sequence.pending() > 1 { reading.next().unwrap_or(0) } else { 1 };
             Part { at, tokens, row: None }
         };
         self.running.iter().enumerate().map(part).filter(|part| part.tokens > 0).collect()
+    }
+
+    /// Whether there is one request and no other.
+    fn is_alone(&self) -> bool {
+        self.running.len() == 1 && self.waiting.is_empty()
     }
 
     fn fill(&mut self, parts: &mut [Part]) {
@@ -498,8 +509,8 @@ impl<'m> Engine<'m> {
         self.waiting.push_front(last);
     }
 
-    /// A step was stopped, because nobody reads any of its sequences or the engine is to end. Their tokens were not
-    /// added; a recurrent state is spoilt.
+    /// A step was stopped, because nobody reads any of its sequences, the engine is to end or another request comes.
+    /// Their tokens were not added; a recurrent state is spoilt.
     fn stopped(&mut self, parts: &[Part]) {
         for part in parts.iter().rev() {
             if self.whole || self.running[part.at].unread() {

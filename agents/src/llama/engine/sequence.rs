@@ -75,7 +75,6 @@ impl Sequence {
         let Tokens { tokens, instructions, truncated } = prompt::tokens(loaded, request, n_ctx)?;
         let sampling = &request.sampling;
         let calls = (!request.tools.is_empty()).then(|| Calls::new(prompt::tool_format(loaded)));
-        let n_vocab = loaded.model().vocab().n_tokens();
         Ok(Self {
             prompt_length: tokens.len(),
             computed: 0,
@@ -85,7 +84,7 @@ impl Sequence {
             truncated,
             most: sampling.max_tokens.map(|most| most as usize),
             answer: Answer {
-                chooser: Chooser::new(sampling, form, n_vocab, &tokens),
+                chooser: Chooser::new(request, form, loaded.model().vocab().n_tokens(), &tokens)?,
                 characters: Characters::default(),
                 stops: Stops::new(&sampling.stop),
                 calls,
