@@ -52,7 +52,8 @@ pub(super) enum Step {
     Done,
     /// There is no room for its tokens; nothing has changed.
     Full,
-    /// It was stopped. Its tokens are not in the context; a recurrent state is what it is, and must be forgotten.
+    /// It was stopped. Its tokens are not in the context. Recurrent states must be forgotten: its own, and where it had
+    /// several sequences those of all others, because it may have been moving them.
     Stopped,
 }
 
@@ -61,6 +62,8 @@ pub(super) struct Context<'m> {
     raw: NonNull<sys::llama_context>,
     loaded: &'m Loaded,
     adapters: Vec<NonNull<sys::llama_adapter_lora>>,
+    /// Whether the next step is planned anew, for which the adapters of all contexts of the model are looked at.
+    plans_again: bool,
     pool: Option<NonNull<sys::ggml_threadpool>>,
     not_send: PhantomData<*mut ()>,
 }
@@ -92,8 +95,14 @@ impl<'m> Context<'m> {
         // SAFETY: llama.cpp was started when the model was loaded, the model outlives the context by its lifetime, and
         // the lock keeps others from changing the model meanwhile, which making a context may do.
         let raw = loaded.changing(|model| unsafe { sys::llama_init_from_model(model.as_ptr(), params) });
-        let mut context =
-            Self { raw: NonNull::new(raw)?, loaded, adapters: Vec::new(), pool: None, not_send: PhantomData };
+        let mut context = Self {
+            raw: NonNull::new(raw)?,
+            loaded,
+            adapters: Vec::new(),
+            plans_again: false,
+            pool: None,
+            not_send: PhantomData,
+        };
         if !runtime::GNU_OPENMP {
             context.attach_pool(shape.threads);
         }
@@ -145,6 +154,7 @@ impl<'m> Context<'m> {
                 scales.as_mut_ptr(),
             )
         };
+        self.plans_again = true;
         match code {
             0 => Ok(()),
             code => Err(compute(format!("llama_set_adapters_lora gave {code}"))),
@@ -182,18 +192,23 @@ impl<'m> Context<'m> {
         // SAFETY: all arrays of the batch have `n_tokens` entries and outlive the call; llama.cpp only reads them.
         // `LlamaToken` is a transparent `llama_token`. The callback's data outlives the time for which it is set: the
         // CPU computes within the call.
-        let code = unsafe {
+        let compute = || unsafe {
             let data = std::ptr::from_ref(&stop).cast_mut().cast();
             sys::llama_set_abort_callback(raw, Some(asked), data);
             let code = sys::llama_decode(raw, raw_batch);
             sys::llama_set_abort_callback(raw, None, std::ptr::null_mut());
             code
         };
+        let code = if std::mem::take(&mut self.plans_again) {
+            self.loaded.changing(|_| compute())
+        } else {
+            compute()
+        };
         match code {
             0 => Ok(Step::Done),
             1 => Ok(Step::Full),
             2 => Ok(Step::Stopped),
-            code => Err(compute(format!("llama_decode gave {code}"))),
+            code => Err(self::compute(format!("llama_decode gave {code}"))),
         }
     }
 

@@ -178,7 +178,10 @@ fn pair(loaded: &Loaded, query: &str, document: &str) -> Vec<LlamaToken> {
 /// The thread's work: texts of all who ask, until it is told to stop.
 fn work(workplace: Workplace<'_, Command>) {
     let Workplace { shape, context, mut commands, stopping, .. } = workplace;
-    let mut reader = Reader { context, batch: Batch::default(), jobs: Vec::new(), threads: shape.threads };
+    // A step of a short context has room for no more.
+    let most = TOKENS.min(shape.n_batch as usize);
+    let mut reader =
+        Reader { context, batch: Batch::default(), jobs: Vec::new(), most, threads: shape.threads };
     while reader.listen(&mut commands) && !stopping.is_cancelled() {
         reader.jobs.retain(|job| !job.reply.is_closed());
         if !reader.jobs.is_empty() {
@@ -190,7 +193,10 @@ fn work(workplace: Workplace<'_, Command>) {
 struct Reader<'m> {
     context: Context<'m>,
     batch: Batch,
+    /// The one whose turn it is first.
     jobs: Vec<Job>,
+    /// Tokens in a step of several texts.
+    most: usize,
     threads: usize,
 }
 
@@ -246,33 +252,39 @@ impl Reader<'_> {
                     // Whoever has left does not want to know.
                     let _left = job.reply.send(Ok(job.results));
                 }
+                if !self.jobs.is_empty() {
+                    self.jobs.rotate_left(1);
+                }
             }
             Err(error) => {
                 let reason = error.to_string();
-                for job in self.jobs.drain(..) {
-                    let _left = job.reply.send(Err(Error::Compute { reason: reason.clone() }));
+                for job in (0..self.jobs.len()).rev().filter(|at| chosen.iter().any(|(job, _)| job == at)) {
+                    let failed = Error::Compute { reason: reason.clone() };
+                    let _left = self.jobs.remove(job).reply.send(Err(failed));
                 }
             }
         }
     }
 
-    /// The next texts, by job and number: one of each job by turns, up to the limits; the first one in any case.
+    /// The next texts, by job and number: one of each job by turns as long as its next one fits, the first one in any
+    /// case.
     fn choose(&self) -> Vec<(usize, usize)> {
         let mut chosen = Vec::new();
         let mut tokens = 0;
+        let mut open: Vec<usize> = (0..self.jobs.len()).collect();
         for round in 0.. {
-            let before = chosen.len();
-            for (at, job) in self.jobs.iter().enumerate() {
-                let number = job.results.len() + round;
-                let Some(text) = job.texts.get(number) else { continue };
-                let fits = tokens + text.len() <= TOKENS && chosen.len() < TEXTS as usize;
-                if !fits && !chosen.is_empty() {
-                    return chosen;
+            open.retain(|&at| {
+                let number = self.jobs[at].results.len() + round;
+                let text = self.jobs[at].texts.get(number).filter(|text| {
+                    chosen.is_empty() || tokens + text.len() <= self.most && chosen.len() < TEXTS as usize
+                });
+                if let Some(text) = text {
+                    chosen.push((at, number));
+                    tokens += text.len();
                 }
-                chosen.push((at, number));
-                tokens += text.len();
-            }
-            if chosen.len() == before {
+                text.is_some()
+            });
+            if open.is_empty() {
                 break;
             }
         }

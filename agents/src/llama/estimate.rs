@@ -1,6 +1,6 @@
 //! What a load will take of memory: a pure function of the file's header and the settings. It errs on the high side.
 
-use sarai_core::config::{Context, Weights};
+use sarai_core::config::Context;
 use sarai_core::memory::Estimate;
 use sarai_core::request::Capability;
 use sarai_core::units::Bytes;
@@ -51,7 +51,7 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
     let (step, outputs) = (made.n_batch, made.n_outputs.unwrap_or(made.n_batch));
     let kv = || shape.kv_bytes(header, n_ctx.into(), made.n_seq.into());
     Estimate {
-        weights: weights(header, settings.weights),
+        weights: weights(header),
         kv: if is_encoder(header) { Bytes::ZERO } else { kv() },
         compute: shape.compute_bytes(
             step.into(),
@@ -138,11 +138,8 @@ fn by_memory(available: Bytes) -> u32 {
     }
 }
 
-fn weights(header: &Header, weights: Weights) -> Bytes {
-    let total = header.tensors.iter().map(|tensor| tensor.bytes).sum();
-    match weights {
-        Weights::Auto | Weights::Mmap | Weights::Repack => Bytes(total),
-    }
+fn weights(header: &Header) -> Bytes {
+    Bytes(header.tensors.iter().map(|tensor| tensor.bytes).sum())
 }
 
 fn overhead(header: &Header) -> u64 {

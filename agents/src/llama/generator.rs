@@ -39,8 +39,8 @@ impl Generator {
 }
 
 fn work(workplace: Workplace<'_, Command>, coming: &Coming) {
-    let Workplace { settings, shape, loaded, context, mut commands, stopping } = workplace;
-    let sessions = Sessions::open(settings, loaded.model().is_recurrent() || loaded.model().is_hybrid());
+    let Workplace { settings, header, shape, loaded, context, mut commands, stopping } = workplace;
+    let sessions = Sessions::open(settings, header, context.n_ctx(), loaded.is_recurrent());
     let engine = Engine::new(loaded, context, sessions, shape, settings.parallel());
     engine.run(&mut commands, coming, &stopping);
 }

@@ -74,6 +74,11 @@ impl Loaded {
         &self.model
     }
 
+    /// Whether what a sequence has computed can only be gone on with as a whole, because it has a recurrent state.
+    pub(super) fn is_recurrent(&self) -> bool {
+        self.model.is_recurrent() || self.model.is_hybrid()
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -168,4 +173,35 @@ fn load(path: &Path, repacked: bool, on_progress: &mut dyn FnMut(f32) -> bool) -
     // SAFETY: `LlamaModel` is a transparent wrapper of a non-null pointer to a model that it owns and frees; the
     // binding's version is pinned, so that this stays true.
     Some(unsafe { std::mem::transmute::<*mut llama_cpp_sys_2::llama_model, LlamaModel>(model) })
+}
+
+#[cfg(test)]
+mod tests {
+    use sarai_core::memory::Estimate;
+    use sarai_core::request::Capability;
+    use sarai_support::gguf::{Kind, Model};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_loaded_in_the_same_way_is_loaded_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        Model::new(Kind::Llama).write_to(&path).unwrap();
+        let settings = GgufSettings::new(&path, Capability::Generate);
+        let request = LoadRequest {
+            estimate: Estimate::default(),
+            cancel: CancellationToken::new(),
+            progress: Arc::new(|_| {}),
+        };
+        let load = |repacked| Loaded::load(&settings, repacked, &request).unwrap();
+        let first = load(false);
+        assert!(Arc::ptr_eq(&first, &load(false)));
+        assert!(!Arc::ptr_eq(&first, &load(true)), "held in another way");
+        drop(first);
+        Model::new(Kind::Llama).n_layer(3).write_to(&path).unwrap();
+        let changed = load(false);
+        assert_eq!(changed.model().n_layer(), 3, "another file by now");
+    }
 }

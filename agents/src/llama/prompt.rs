@@ -52,6 +52,7 @@ pub(super) fn tokens(loaded: &Loaded, request: &GenerateRequest, n_ctx: u32) -> 
             }
             Tokens { tokens, instructions: None, truncated }.checked(n_ctx)
         }
+        Prompt::Chat(messages) if messages.is_empty() => Err(Error::EmptyPrompt),
         Prompt::Chat(messages) => {
             let whole = template.tokenize(&template.render(messages, true)?)?;
             if fits(&whole, 1) || request.truncate == Truncate::Error {

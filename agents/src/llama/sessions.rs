@@ -18,10 +18,11 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::GgufSettings;
 use super::context::{Context, SeqId};
 use super::engine::reusable;
+use super::header::Header;
 use crate::Error;
 
 /// Of this form of session, and of the state that this llama.cpp writes.
-const VERSION: &str = concat!("1/", "llama-cpp-sys-2 0.1.161");
+const VERSION: &str = concat!("2/", "llama-cpp-sys-2 0.1.161");
 /// Shorter conversations are computed again as quickly.
 const LEAST_TOKENS: usize = 32;
 /// Whoever has written to an unfinished session longer ago than this does not write to it any more.
@@ -104,6 +105,8 @@ struct Owner {
     modified: Option<SystemTime>,
     /// Adapters change what is computed.
     adapters: Vec<(PathBuf, String)>,
+    /// Some models turn their keys in another way in a context that is longer than the one they were first trained for.
+    long_context: bool,
 }
 
 /// `<name>.json`.
@@ -142,7 +145,7 @@ pub(super) struct Sessions {
 
 impl Sessions {
     /// Looks for a model's sessions. `whole` says that its states cannot be cut.
-    pub(super) fn open(settings: &GgufSettings, whole: bool) -> Option<Self> {
+    pub(super) fn open(settings: &GgufSettings, header: &Header, n_ctx: u32, whole: bool) -> Option<Self> {
         let store = settings.sessions.clone().filter(|store| store.most > Bytes::ZERO)?;
         let metadata = fs::metadata(&settings.path).ok()?;
         let owner = Owner {
@@ -155,6 +158,9 @@ impl Sessions {
                 .iter()
                 .map(|(path, scale)| (path.clone(), adapter(path, *scale)))
                 .collect(),
+            long_context: header
+                .int("{arch}.rope.scaling.original_context_length")
+                .is_some_and(|original| u64::from(n_ctx) > original),
         };
         let mut sessions = Self { store, owner, known: Vec::new(), whole };
         sessions.known = sessions.find();
@@ -188,7 +194,8 @@ impl Sessions {
     }
 
     /// The session that helps most with a prompt and fits a context of `n_ctx`, and how many tokens it saves.
-    pub(super) fn best(&self, prompt: &[LlamaToken], n_ctx: usize) -> Option<(Session, usize)> {
+    pub(super) fn best(&mut self, prompt: &[LlamaToken], n_ctx: usize) -> Option<(Session, usize)> {
+        self.forget_removed();
         let help = |session: &Session| reusable(&session.tokens, prompt, self.whole);
         let fitting = self.known.iter().filter(|session| session.tokens.len() < n_ctx);
         let (session, length) =
@@ -225,6 +232,7 @@ impl Sessions {
 
     /// Writes a sequence, unless it is short or there already. What it goes on from is not needed any more.
     pub(super) fn store(&mut self, context: &Context<'_>, place: SeqId, tokens: &[LlamaToken]) {
+        self.forget_removed();
         let there =
             |session: &Session| session.tokens == tokens || !self.whole && session.tokens.starts_with(tokens);
         if tokens.len() < LEAST_TOKENS || self.known.iter().any(there) {
@@ -275,6 +283,11 @@ impl Sessions {
         let ids: Vec<u8> = tokens.iter().flat_map(|token| token.0.to_le_bytes()).collect();
         let owner = format!("{:?}", self.owner);
         format!("{:016x}-{:016x}", xxh3_64(owner.as_bytes()), xxh3_64(&ids))
+    }
+
+    /// Whoever makes room in the store, another process too, removes what is oldest there.
+    fn forget_removed(&mut self) {
+        self.known.retain(|session| session.state.exists());
     }
 
     fn forget(&mut self, session: &Session) {

@@ -11,6 +11,7 @@ use sarai_core::memory::Footprint;
 use sarai_core::request::Capability;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::context::{Context, Shape};
 use super::header::Header;
@@ -31,6 +32,8 @@ pub(super) struct Thread<C> {
     /// The thread has it; here it is for what needs no context.
     loaded: Weak<Loaded>,
     commands: mpsc::Sender<C>,
+    /// Work beside the thread, which holds the model too and cannot be stopped.
+    beside: TaskTracker,
     stopping: CancellationToken,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -45,6 +48,7 @@ struct Ready {
 /// What the thread's work has.
 pub(super) struct Workplace<'m, C> {
     pub(super) settings: &'m GgufSettings,
+    pub(super) header: &'m Header,
     pub(super) shape: &'m Shape,
     pub(super) loaded: &'m Loaded,
     pub(super) context: Context<'m>,
@@ -85,7 +89,8 @@ impl<C: Send + 'static> Thread<C> {
         match loaded.await.unwrap_or_else(|_| Err(Error::EngineGone { path: path.clone() })) {
             Ok(Ready { n_ctx, gained, loaded }) => {
                 let thread = Mutex::new(Some(thread));
-                Ok(Self { path, n_ctx, gained, loaded, commands, stopping, thread })
+                let beside = TaskTracker::new();
+                Ok(Self { path, n_ctx, gained, loaded, commands, beside, stopping, thread })
             }
             Err(error) => {
                 join(thread, &path).await;
@@ -121,7 +126,7 @@ impl<C: Send + 'static> Thread<C> {
         work: impl FnOnce(&Loaded) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Failure> {
         let loaded = self.loaded.upgrade().ok_or_else(|| self.gone())?;
-        let done = tokio::task::spawn_blocking(move || work(&loaded)).await;
+        let done = self.beside.spawn_blocking(move || work(&loaded)).await;
         done.map_err(|panic| Failure::new(FailureKind::Engine, panic))?.map_err(Failure::from)
     }
 
@@ -130,6 +135,8 @@ impl<C: Send + 'static> Thread<C> {
         self.stopping.cancel();
         // An error means that it has ended already.
         let _ended = self.commands.send(stop).await;
+        self.beside.close();
+        self.beside.wait().await;
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             join(thread, &self.path).await;
@@ -170,7 +177,7 @@ fn run<C>(
     let n_ctx = if shape.pooling.is_some() { n_ctx } else { context.n_ctx() };
     let is_ready = Ready { n_ctx, gained, loaded: Arc::downgrade(&loaded) };
     if ready.send(Ok(is_ready)).is_ok() {
-        work(Workplace { settings, shape: &shape, loaded: &loaded, context, commands, stopping });
+        work(Workplace { settings, header, shape: &shape, loaded: &loaded, context, commands, stopping });
     }
 }
 

@@ -44,26 +44,62 @@ impl Format {
         }
     }
 
-    /// The calls in a text that begins with [`start`](Self::start), or for Llama 3 with a brace; `None` where it is no
-    /// such thing after all.
-    fn parse(self, text: &str) -> Option<Vec<ToolCall>> {
+    /// What closes calls.
+    const fn end(self) -> &'static str {
         match self {
-            Self::Hermes => text
-                .split(self.start())
-                .skip(1)
-                .map(|part| json_call(part.split("</tool_call>").next()?.trim(), "arguments"))
-                .collect(),
+            Self::Hermes => "</tool_call>",
+            Self::Pythonic => "<|tool_call_end|>",
+            Self::Mistral | Self::Llama3 => "",
+        }
+    }
+
+    /// The calls in a text that begins with [`start`](Self::start), or for Llama 3 with a brace, and the text between and
+    /// after them; `None` where it is no such thing after all.
+    fn parse(self, text: &str) -> Option<(Vec<ToolCall>, String)> {
+        let (mut calls, mut besides) = (Vec::new(), String::new());
+        let mut rest = text;
+        while let Some((between, after)) = rest.split_once(self.start()) {
+            besides.push_str(between);
+            rest = self.block(after, &mut calls)?;
+        }
+        if calls.is_empty() && self == Self::Llama3 {
+            rest = self.block(rest, &mut calls)?;
+        }
+        besides.push_str(rest);
+        Some((calls, besides.trim().to_owned()))
+    }
+
+    /// Reads what follows on a start, up to its end or as far as it goes, and gives the rest.
+    fn block<'t>(self, text: &'t str, calls: &mut Vec<ToolCall>) -> Option<&'t str> {
+        match self {
+            Self::Hermes => {
+                let (inside, rest) = text.split_once(self.end()).unwrap_or((text, ""));
+                calls.push(call(serde_json::from_str(inside.trim()).ok()?, "arguments")?);
+                Some(rest)
+            }
             Self::Pythonic => {
-                let inside = text.strip_prefix(self.start())?.split("<|tool_call_end|>").next()?;
-                python::calls(inside)
+                let (inside, rest) = text.split_once(self.end()).unwrap_or((text, ""));
+                calls.extend(python::calls(inside)?);
+                Some(rest)
             }
             Self::Mistral => {
-                let list: Vec<Value> = serde_json::from_str(text.strip_prefix(self.start())?.trim()).ok()?;
-                list.into_iter().map(|value| call(value, "arguments")).collect()
+                let (Value::Array(list), rest) = json_value(text)? else { return None };
+                for one in list {
+                    calls.push(call(one, "arguments")?);
+                }
+                Some(rest)
             }
             Self::Llama3 => {
-                let text = text.strip_prefix(self.start()).unwrap_or(text);
-                text.split(';').map(|one| json_call(one.trim(), "parameters")).collect()
+                let mut rest = text;
+                loop {
+                    let (one, after) = json_value(rest)?;
+                    calls.push(call(one, "parameters")?);
+                    match after.trim_start().strip_prefix(';') {
+                        Some(next) if next.trim_start().starts_with('{') => rest = next,
+                        Some(after) => return Some(after),
+                        None => return Some(after),
+                    }
+                }
             }
         }
     }
@@ -125,14 +161,17 @@ impl Calls {
         let begins = held.trim_start().starts_with(self.format.start())
             || self.format == Format::Llama3 && !self.shown && held.trim_start().starts_with('{');
         match begins.then(|| self.format.parse(held.trim())).flatten() {
-            Some(calls) if !calls.is_empty() => (calls, String::new()),
+            Some((calls, besides)) if !calls.is_empty() => (calls, besides),
             _ => (Vec::new(), held),
         }
     }
 }
 
-fn json_call(text: &str, arguments: &str) -> Option<ToolCall> {
-    call(serde_json::from_str(text).ok()?, arguments)
+/// The JSON value that a text begins with, and the text after it.
+fn json_value(text: &str) -> Option<(Value, &str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter();
+    let value = values.next()?.ok()?;
+    Some((value, &text[values.byte_offset()..]))
 }
 
 /// `{"name": ..., <arguments>: {...}}`; some models write the arguments as a text that holds JSON.
@@ -331,6 +370,40 @@ mod tests {
         let (shown, calls) = read(Format::Hermes, answer, 3);
         assert_eq!(shown, "Let me see. ");
         assert_eq!(calls, [("a".to_owned(), json!({})), ("b".to_owned(), json!({ "x": 1 }))]);
+    }
+
+    #[test]
+    fn text_between_and_after_calls_is_kept() {
+        let named =
+            |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), json!({}))).collect::<Vec<_>>();
+        for (format, answer, text, calls) in [
+            (
+                Format::Pythonic,
+                "<|tool_call_start|>[f()]<|tool_call_end|>Checking now.",
+                "Checking now.",
+                ["f"].as_slice(),
+            ),
+            (
+                Format::Pythonic,
+                "<|tool_call_start|>[f()]<|tool_call_end|> and <|tool_call_start|>[g(), h()]<|tool_call_end|>",
+                "and",
+                &["f", "g", "h"],
+            ),
+            (
+                Format::Hermes,
+                "<tool_call>{\"name\": \"f\"}</tool_call>\nthen\n<tool_call>{\"name\": \"g\"}</tool_call> done",
+                "then\n done",
+                &["f", "g"],
+            ),
+            (Format::Mistral, "[TOOL_CALLS] [{\"name\": \"f\"}] done", "done", &["f"]),
+            (Format::Llama3, "{\"name\": \"f\"}; {\"name\": \"g\"}", "", &["f", "g"]),
+        ] {
+            for n in [1, 3, 200] {
+                assert_eq!(read(format, answer, n), (text.to_owned(), named(calls)), "{format:?} by {n}");
+            }
+        }
+        let (_, calls) = read(Format::Llama3, "{\"name\": \"f\", \"parameters\": {\"q\": \"a;b\"}}", 4);
+        assert_eq!(calls, [("f".to_owned(), json!({ "q": "a;b" }))]);
     }
 
     #[test]

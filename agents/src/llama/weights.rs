@@ -70,20 +70,26 @@ fn time(
     let shape = estimate::shape(header, settings, n_ctx);
     let failed = || Error::ContextFailed { path: settings.path.clone(), n_ctx };
     let mut context = Context::new(&loaded, &shape).ok_or_else(failed)?;
-    let best = (0..RUNS).map(|_| work(&mut context, settings.purpose)).collect::<Result<Vec<_>, Error>>()?;
+    let n_vocab = loaded.model().vocab().n_tokens().max(1);
+    let best = (0..RUNS)
+        .map(|_| work(&mut context, settings.purpose, n_vocab))
+        .collect::<Result<Vec<_>, Error>>()?;
     best.into_iter().min().ok_or_else(|| compute("nothing was measured"))
 }
 
 /// Reads a text; of a model that generates, only the answer after it is timed.
-fn work(context: &mut Context<'_>, purpose: Capability) -> Result<Duration, Error> {
+fn work(context: &mut Context<'_>, purpose: Capability, n_vocab: i32) -> Result<Duration, Error> {
     let mut batch = Batch::default();
+    let generates = purpose == Capability::Generate;
     let started = Instant::now();
     for position in 0..TEXT {
-        batch.push(LlamaToken(position as i32), position, 0, true);
+        // A model that generates has room for a few outputs only.
+        let output = !generates || position + 1 == TEXT;
+        batch.push(LlamaToken(position as i32 % n_vocab), position, 0, output);
     }
     context.decode(&batch, &|| false)?;
     let mut took = started.elapsed();
-    if purpose == Capability::Generate {
+    if generates {
         let started = Instant::now();
         for position in TEXT..TEXT + ANSWER {
             batch.clear();

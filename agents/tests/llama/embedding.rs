@@ -56,8 +56,30 @@ async fn a_text_longer_than_a_context_that_llama_cpp_rounds_up_is_refused_too() 
             let failure = model.embed(texts(&["bug ".repeat(words).as_str()])).await.unwrap_err();
             assert_eq!(failure.kind, FailureKind::ContextOverflow, "{kind:?} {words}");
         }
-        model.embed(texts(&["bug"])).await.unwrap();
+        // Several that fit, each alone, but not all together.
+        let all: Vec<String> =
+            (0..5).map(|n| format!("{} {}", "bug ".repeat(90), "dog ".repeat(n))).collect();
+        let together = model.embed(all.clone()).await.unwrap().vectors;
+        for (text, vector) in all.into_iter().zip(together) {
+            let alone = model.embed(vec![text]).await.unwrap().vectors;
+            let cosine: f32 = alone[0].iter().zip(&vector).map(|(a, b)| a * b).sum();
+            assert!(cosine > 0.999, "{kind:?} {cosine}");
+        }
     }
+}
+
+#[tokio::test]
+async fn a_short_text_does_not_wait_for_the_end_of_a_long_list() {
+    let file = file(&Model::new(Kind::BertEmbedding));
+    let model = load(settings(&file.path, Capability::Embed)).await.unwrap();
+    let mut list = model.embed(vec!["bug ".repeat(500); 300]);
+    assert!(futures::future::poll_immediate(&mut list).await.is_none());
+    tokio::select! {
+        biased;
+        _ = &mut list => panic!("the list was read first"),
+        short = model.embed(texts(&["bug"])) => assert_eq!(short.unwrap().vectors.len(), 1),
+    }
+    assert_eq!(list.await.unwrap().vectors.len(), 300);
 }
 
 #[tokio::test]

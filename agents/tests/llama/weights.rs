@@ -81,14 +81,21 @@ async fn an_adapter_that_is_none_or_another_models_fails_the_load_by_name() {
 
 #[tokio::test]
 async fn a_resident_model_that_leaves_it_open_is_held_in_the_way_that_was_measured() {
-    let file = file(&Model::new(Kind::BertEmbedding));
+    for (kind, purpose) in [
+        (Kind::BertEmbedding, Capability::Embed),
+        (Kind::Llama, Capability::Generate),
+        (Kind::Lfm2, Capability::Generate),
+    ] {
+        held_as_measured(kind, purpose).await;
+    }
+}
+
+async fn held_as_measured(kind: Kind, purpose: Capability) {
+    let file = file(&Model::new(kind));
     let folder = tempfile::tempdir().unwrap();
     let record = folder.path().join("below/weights.json");
-    let open = GgufSettings {
-        resident: true,
-        measurements: Some(record.clone()),
-        ..settings(&file.path, Capability::Embed)
-    };
+    let open =
+        GgufSettings { resident: true, measurements: Some(record.clone()), ..settings(&file.path, purpose) };
     load(open.clone()).await.unwrap().unload().await;
     let remembered = std::fs::read_to_string(&record).unwrap();
     let repacked: BTreeMap<String, bool> = serde_json::from_str(&remembered).unwrap();

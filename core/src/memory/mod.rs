@@ -1,5 +1,6 @@
 //! Memory: what a model will take, what it takes, and the ledger that keeps the sum within the budget.
 
+mod cgroup;
 mod estimate;
 mod ledger;
 mod probe;

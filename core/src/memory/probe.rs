@@ -1,9 +1,11 @@
 use std::fmt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
 
+use super::cgroup;
 use crate::units::Bytes;
 
 /// The machine's memory, as its kernel reports it.
@@ -11,10 +13,23 @@ use crate::units::Bytes;
 pub struct SystemMemory {
     /// What this process could ever get: the machine's memory, or its control group's limit where that is smaller.
     pub total: Bytes,
-    /// What could be had now without pushing anything out.
+    /// What could be had now without pushing anything out: the least of what the machine has free, the page cache
+    /// included, and what each control group leaves.
     pub available: Bytes,
     /// What this process holds (resident set).
     pub process: Bytes,
+    /// The part of it that is not a file's: it would be free were this process gone. Zero where the platform does not
+    /// tell.
+    pub process_anonymous: Bytes,
+}
+
+impl SystemMemory {
+    /// What this process could hold just now: what is available, and what it has of its own. Pages of files count as
+    /// available, its own included, so that this does not change with what this process loads.
+    #[must_use]
+    pub fn attainable(&self) -> Bytes {
+        self.available + self.process_anonymous
+    }
 }
 
 /// Where memory figures come from. Tests script it.
@@ -57,12 +72,11 @@ impl Probe for SystemProbe {
             total: Bytes(system.total_memory()),
             available: Bytes(system.available_memory()),
             process: Bytes::ZERO,
+            process_anonymous: process_anonymous().unwrap_or_default(),
         };
-        if let Some(limits) = system.cgroup_limits() {
-            memory.total = memory.total.min(Bytes(limits.total_memory));
-            // The group's own "free" counts the page cache as used, which the kernel gives up when asked.
-            let unclaimed = limits.total_memory.saturating_sub(limits.rss);
-            memory.available = memory.available.min(Bytes(unclaimed));
+        if let Some(group) = cgroup::tightest(Path::new("/")) {
+            memory.total = memory.total.min(group.limit);
+            memory.available = memory.available.min(group.available);
         }
         if let Ok(pid) = sysinfo::get_current_pid() {
             let what = ProcessRefreshKind::nothing().with_memory();
@@ -73,6 +87,13 @@ impl Probe for SystemProbe {
     }
 }
 
+/// `RssAnon` of this process; `None` on other systems than Linux.
+fn process_anonymous() -> Option<Bytes> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| Bytes(kilobytes * 1024))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +102,8 @@ mod tests {
     fn the_real_probe_sees_this_process_and_machine() {
         let memory = SystemProbe::new().read().unwrap();
         assert!(memory.process > Bytes(100_000), "{memory:?}");
+        #[cfg(target_os = "linux")]
+        assert!((Bytes(100_000)..=memory.process).contains(&memory.process_anonymous), "{memory:?}");
         assert!(memory.total >= memory.available && memory.available > Bytes::ZERO, "{memory:?}");
     }
 }

@@ -13,7 +13,7 @@ impl FakeProbe {
     /// A machine with `total` bytes, all of them free.
     #[must_use]
     pub fn new(total: Bytes) -> Self {
-        Self { memory: Mutex::new(SystemMemory { total, available: total, process: Bytes::ZERO }) }
+        Self { memory: Mutex::new(SystemMemory { total, available: total, ..SystemMemory::default() }) }
     }
 
     /// From now on so much is free.

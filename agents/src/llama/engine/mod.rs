@@ -128,7 +128,7 @@ impl<'m> Engine<'m> {
         shape: &Shape,
         parallel: u32,
     ) -> Self {
-        let whole = loaded.model().is_recurrent() || loaded.model().is_hybrid();
+        let whole = loaded.is_recurrent();
         Self {
             loaded,
             context,
@@ -228,10 +228,12 @@ impl<'m> Engine<'m> {
     /// Whether the tokens of all that run leave room for this one, common beginnings counted once. Those who write may
     /// still run out of it; see [`make_room`](Self::make_room).
     fn has_room(&self, new: &Sequence) -> bool {
-        let own = |sequence: &Sequence| sequence.tokens.len() - sequence.cached.unwrap_or(0);
-        let shared = self.running.iter().map(|other| common(&other.tokens, &new.tokens)).max().unwrap_or(0);
-        let held: usize = self.running.iter().map(own).sum();
-        held + new.tokens.len() - shared < self.context.n_ctx() as usize
+        let own = |(at, sequence): (usize, &Sequence)| {
+            let others = self.running[..at].iter().map(|other| common(&other.tokens, &sequence.tokens));
+            sequence.tokens.len() - others.max().unwrap_or(0)
+        };
+        let held: usize = self.running.iter().chain([new]).enumerate().map(own).sum();
+        held < self.context.n_ctx() as usize
     }
 
     /// Whether somebody is computing a beginning that this one has in common with it, and should be waited for. Where
@@ -310,7 +312,7 @@ impl<'m> Engine<'m> {
 
     /// A place with a beginning of `tokens` from disk, where that is worth it.
     fn restored(&mut self, tokens: &[LlamaToken], least: usize) -> Option<(SeqId, usize)> {
-        let sessions = self.sessions.as_ref()?;
+        let sessions = self.sessions.as_mut()?;
         let n_ctx = self.context.n_ctx() as usize;
         let (session, length) = sessions.best(tokens, n_ctx).filter(|(_, length)| *length >= least)?;
         if !self.clear_room(session.tokens()) {
@@ -355,8 +357,7 @@ impl<'m> Engine<'m> {
             self.store(&entry);
             self.forget(Some(entry.sequence));
         }
-        // There are more sequences than requests run, and all others are kept.
-        self.free.pop().unwrap_or(0)
+        self.free.pop().expect("there are more sequences than requests run, and all others are kept")
     }
 
     /// One step: the next token of all that write, a part of the prompts of all that read.
@@ -365,12 +366,14 @@ impl<'m> Engine<'m> {
         let prompts: usize = parts.iter().filter(|part| part.tokens > 1).map(|part| part.tokens).sum();
         self.fill(&mut parts);
         let started = Instant::now();
-        // A recurrent state would be spoilt.
-        let alone = self.is_alone() && !self.whole;
+        // A step of one sequence touches no other's state; one of several may be moving recurrent states of others,
+        // kept ones too, and has to come to its end.
+        let may_stop = !self.whole || parts.len() == 1;
+        // A recurrent state would be spoilt by that.
+        let may_give_up = !self.whole && self.is_alone();
         let stop = || {
-            stopping.is_cancelled()
-                || parts.iter().all(|part| self.running[part.at].unread())
-                || alone && self.pace.gives_up(prompts, started.elapsed()) && someone_comes()
+            may_stop && (stopping.is_cancelled() || parts.iter().all(|part| self.running[part.at].unread()))
+                || may_give_up && self.pace.gives_up(prompts, started.elapsed()) && someone_comes()
         };
         let stepped = runtime::computing(self.threads, |threads| {
             self.context.set_threads(threads);
@@ -399,8 +402,7 @@ impl<'m> Engine<'m> {
             .map(|sequence| sequence.pending().min(sequence.next_mark() - sequence.computed))
             .collect();
         let writers = self.running.len() - pending.len();
-        let mut reading =
-            split(&pending, self.pace.tokens(self.is_alone()).saturating_sub(writers).max(1)).into_iter();
+        let mut reading = split(&pending, self.pace.tokens(self.is_alone(), writers)).into_iter();
         let part = |(at, sequence): (usize, &Sequence)| {
             let tokens = if sequence.pending() > 1 { reading.next().unwrap_or(0) } else { 1 };
             Part { at, tokens, row: None }
@@ -521,7 +523,8 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// A step failed: so do all of its sequences, because nobody knows whose fault it was.
+    /// A step failed: so do all of its sequences, because nobody knows whose fault it was. Recurrent states of others may
+    /// have been moved by halves.
     fn failed(&mut self, parts: &[Part], error: &Error) {
         tracing::error!(model = %self.loaded.path().display(), %error, "a step failed");
         let reason = error.to_string();
@@ -529,6 +532,16 @@ impl<'m> Engine<'m> {
             let sequence = self.running.remove(part.at);
             sequence.fail(Error::Compute { reason: reason.clone() }.into());
             self.forget(sequence.place);
+        }
+        if self.whole {
+            for entry in self.kept.take_all() {
+                self.forget(Some(entry.sequence));
+            }
+            while let Some(mut sequence) = self.running.pop() {
+                self.forget(sequence.place.take());
+                sequence.computed = 0;
+                self.waiting.push_front(sequence);
+            }
         }
         self.full = false;
     }

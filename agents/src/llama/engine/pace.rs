@@ -28,14 +28,15 @@ impl Pace {
         Self { most, per_token: None }
     }
 
-    /// How many prompt tokens the next step may have.
-    pub(super) fn tokens(&self, alone: bool) -> usize {
+    /// How many prompt tokens the next step may have, beside those of so many who write.
+    pub(super) fn tokens(&self, alone: bool, writers: usize) -> usize {
+        let most = self.most.saturating_sub(writers).max(1);
         let Some(per_token) = self.per_token.filter(|time| !time.is_zero()) else {
-            return FIRST.min(self.most);
+            return FIRST.min(most);
         };
         let (time, least) = if alone { (ALONE, LEAST_ALONE) } else { (SHARED, LEAST_SHARED) };
         let fits = (time.as_secs_f64() / per_token.as_secs_f64()) as usize;
-        fits.max(least).min(self.most)
+        fits.saturating_sub(writers).max(least).min(most)
     }
 
     /// Whether a step of so many tokens, for one request alone, had better be given up for another request that comes
@@ -82,19 +83,19 @@ mod tests {
     #[test]
     fn steps_are_cut_by_time_and_smaller_while_others_wait() {
         let mut pace = Pace::new(256);
-        assert_eq!(pace.tokens(true), 32);
+        assert_eq!(pace.tokens(true, 0), 32);
         // A model that reads 100 tokens a second.
         pace.note(32, Duration::from_millis(320));
-        assert_eq!((pace.tokens(true), pace.tokens(false)), (200, 40));
+        assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 10)), (200, 40, 30));
         // One that reads 20: as small as makes sense.
         (0..40).for_each(|_| pace.note(64, Duration::from_millis(3200)));
-        assert_eq!((pace.tokens(true), pace.tokens(false)), (128, 16));
+        assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 15)), (128, 16, 16));
         // 6.4 seconds, of which 3 or 4 have passed when somebody else comes.
         assert!(pace.gives_up(128, Duration::from_secs(3)) && !pace.gives_up(128, Duration::from_secs(4)));
         assert!(!pace.gives_up(30, Duration::ZERO), "that one will be over soon");
         // A fast one.
         (0..60).for_each(|_| pace.note(64, Duration::from_millis(1)));
-        assert_eq!((pace.tokens(true), pace.tokens(false)), (256, 256));
+        assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 10)), (256, 256, 246));
     }
 
     #[test]

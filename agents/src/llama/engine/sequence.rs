@@ -153,12 +153,12 @@ impl Sequence {
         let vocab = loaded.model().vocab();
         let answer = &mut self.answer;
         let token = answer.chooser.choose(scores)?;
-        let now = Instant::now();
-        answer.first.get_or_insert(now);
-        answer.last = Some(now);
         if vocab.is_eog(token) {
             return Ok(None);
         }
+        let now = Instant::now();
+        answer.first.get_or_insert(now);
+        answer.last = Some(now);
         answer.chooser.accept(token)?;
         self.tokens.push(token);
         // Markers of calls are special tokens in some vocabularies, which have no text otherwise.
@@ -234,7 +234,7 @@ impl Sequence {
         }
     }
 
-    /// The channel has room for all that an answer can have; see `Worker::generate`. So this never waits.
+    /// The channel has room for all that an answer can have; see `Generator::generate`. So this never waits.
     fn send(&self, delta: Result<Delta, Failure>) -> Goes {
         if self.deltas.try_send(delta).is_ok() { Goes::On } else { Goes::Unread }
     }
