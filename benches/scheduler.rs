@@ -36,6 +36,7 @@ impl World {
         });
         let limits = Limits {
             budget: Bytes(MODEL.0 * fit),
+            reserve: Bytes::ZERO,
             max_concurrent_llms: models,
             max_waiting: 1024,
             aging: Duration::from_secs(30),
@@ -50,9 +51,11 @@ impl World {
         self.scheduler.handle(event, self.now);
         while let Some(effect) = self.scheduler.poll_effect() {
             let event = match effect {
-                Effect::Estimate { slot, .. } => {
-                    Event::Estimated { slot, result: Ok(Estimate { weights: MODEL, ..Estimate::default() }) }
-                }
+                Effect::Estimate { slot, left, .. } => Event::Estimated {
+                    slot,
+                    left,
+                    result: Ok(Estimate { weights: MODEL, ..Estimate::default() }),
+                },
                 Effect::StartLoad { slot, .. } => Event::Loaded { slot, result: Ok(None) },
                 Effect::StartUnload { slot } => Event::Unloaded { slot },
                 Effect::Grant { id, .. } => {

@@ -10,6 +10,7 @@ use sarai_core::backend::Backend;
 use sarai_core::config::{
     self, Class, Config, ConfigError, ModelConfig, Overrides, Place, Problem, SessionsConfig,
 };
+use sarai_core::memory::{Probe, SystemProbe};
 use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::router::{Router, Routing};
@@ -62,14 +63,18 @@ impl Sarai {
                 Ok((name.clone(), Arc::new(Client::new(name.clone(), host).map_err(|e| bad_host(name, &e))?)))
             })
             .collect::<Result<BTreeMap<_, _>, Error>>()?;
+        let probe = SystemProbe::new();
         let limits = Limits {
-            budget: config.memory.budget,
+            budget: config.memory.budget.bytes(probe.read().map(|memory| memory.total)),
             max_concurrent_llms: config.memory.max_concurrent_llms,
             max_waiting: config.queue.max_waiting,
             ..Limits::default()
         };
         let sessions = session_store(&config.sessions);
-        let mut builder = ModelPool::builder(limits).wait_timeout(config.queue.wait_timeout);
+        let mut builder = ModelPool::builder(limits)
+            .probe(Arc::new(probe))
+            .wait_timeout(config.queue.wait_timeout)
+            .monitor_interval(config.memory.monitor_interval);
         for (name, model) in &config.models {
             builder = builder.model(ModelSpec {
                 name: name.clone(),

@@ -71,7 +71,7 @@ pub enum Error {
         waiting: usize,
     },
     /// The request's deadline passed.
-    #[error("model {model} was not ready within {}{}", seconds(*waited), held_by(holders))]
+    #[error("model {model} was not ready within {}{}{}", seconds(*waited), held_by(holders), short(*machine))]
     WaitTimeout {
         /// The model.
         model: ModelName,
@@ -79,6 +79,8 @@ pub enum Error {
         waited: Duration,
         /// Who held the memory, largest first.
         holders: Vec<Holder>,
+        /// What the machine had memory for, where that was less than the budget.
+        machine: Option<Bytes>,
     },
     /// A recent load of the model failed; the next try comes later.
     #[error("model {model} failed to load, next try in {}: {cause}", seconds(*retry_in))]
@@ -295,6 +297,12 @@ fn held_by(holders: &[Holder]) -> String {
     }
     let list: Vec<String> = holders.iter().take(3).map(|h| format!("{} {}", h.model, h.bytes)).collect();
     format!(" (held by {})", list.join(", "))
+}
+
+fn short(machine: Option<Bytes>) -> String {
+    machine
+        .map(|bytes| format!("; the machine has memory for {bytes} of models just now"))
+        .unwrap_or_default()
 }
 
 fn seconds(duration: Duration) -> impl fmt::Display {

@@ -112,10 +112,11 @@ fn add_numbers(error: &Error, to: &mut Value) {
             to["model"] = json!(model);
             to["max_concurrent_llms"] = json!(limit);
         }
-        Error::WaitTimeout { model, waited, holders } => {
+        Error::WaitTimeout { model, waited, holders, machine } => {
             to["model"] = json!(model);
             to["waited_ms"] = json!(waited.as_millis() as u64);
             to["holders"] = json!(holders);
+            to["machine_bytes"] = json!(machine);
         }
         Error::Load { model, cause } => {
             to["model"] = json!(model);

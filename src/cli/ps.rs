@@ -185,10 +185,14 @@ fn shorten(place: &str) -> String {
 
 /// The ledger in one line.
 pub(super) fn totals(usage: &MemoryUsage) -> String {
-    format!(
+    let mut text = format!(
         "{} of {} reserved (peak {}), {} of {} LLMs",
         usage.used_bytes, usage.budget_bytes, usage.peak_bytes, usage.llms, usage.max_concurrent_llms
-    )
+    );
+    if usage.limit_bytes < usage.budget_bytes {
+        text += &format!("; the machine has memory for {} just now", usage.limit_bytes);
+    }
+    text
 }
 
 fn hosts_text(hosts: &BTreeMap<String, HostState>) -> String {

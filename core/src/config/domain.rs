@@ -1,6 +1,7 @@
 //! What the program works with: the configuration after every check and default.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -219,13 +220,43 @@ pub enum RouterKind {
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryConfig {
     /// All that this process may hold for models.
-    pub budget: Bytes,
+    pub budget: Budget,
     /// How many LLMs may be loaded or loading at once, remote ones included.
     pub max_concurrent_llms: usize,
     /// Where models run.
     pub strategy: Strategy,
-    /// How often memory is looked at without a cause. Noted; nothing acts on it yet.
+    /// How often the machine's memory is looked at without a cause.
     pub monitor_interval: Duration,
+}
+
+/// How much memory models may hold together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// So much.
+    Of(Bytes),
+    /// Three quarters of what this process could ever have.
+    Auto,
+}
+
+impl Budget {
+    /// The budget in bytes on a machine with `total` memory. Where the platform does not tell, `Auto` is 6 GB.
+    #[must_use]
+    pub fn bytes(self, total: Option<Bytes>) -> Bytes {
+        match (self, total) {
+            (Self::Of(bytes), _) => bytes,
+            (Self::Auto, Some(total)) => Bytes(total.0 / 4 * 3),
+            (Self::Auto, None) => Bytes::from_gb(6.0),
+        }
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Of(bytes) => bytes.fmt(f),
+            Self::Auto => f.write_str("three quarters of the machine's memory"),
+        }
+    }
 }
 
 /// Where models run.

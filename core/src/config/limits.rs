@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::at::At;
 use super::check::Check;
-use super::domain::{MemoryConfig, MetricsConfig, QueueConfig, SessionsConfig, Strategy};
+use super::domain::{Budget, MemoryConfig, MetricsConfig, QueueConfig, SessionsConfig, Strategy};
 use super::field::Field;
 use super::raw::{Preset, RawMemory, RawMetrics, RawQueue, RawSessions};
 use super::sources::{Overrides, Source};
@@ -99,7 +99,7 @@ fn budget(
     at: &At<'_>,
     overrides: &Overrides,
     check: &mut Check<'_>,
-) -> Bytes {
+) -> Budget {
     let (at_gb, at_preset) = (at.key("max_ram_gb"), at.key("preset"));
     if !max_ram_gb.is_absent() && !preset.is_absent() {
         check.problem(&at_preset, "not beside max_ram_gb: keep one of them");
@@ -125,20 +125,24 @@ fn budget(
         (None, Some(gb), _) => (gb, check.source(&at_gb)),
         (None, None, Some(preset)) => {
             check.note(&at_preset, &preset, check.source(&at_preset));
-            (gigabytes(preset), check.source(&at_preset))
+            let Some(gb) = gigabytes(preset) else { return Budget::Auto };
+            (gb, check.source(&at_preset))
         }
-        (None, None, None) => (gigabytes(Preset::Medium), Source::Default),
+        (None, None, None) => (MEDIUM, Source::Default),
     };
     check.note(&at_gb, &gb, source);
-    Bytes::from_gb(gb)
+    Budget::Of(Bytes::from_gb(gb))
 }
 
-const fn gigabytes(preset: Preset) -> f64 {
+const MEDIUM: f64 = 6.0;
+
+const fn gigabytes(preset: Preset) -> Option<f64> {
     match preset {
-        Preset::Low => 2.0,
-        Preset::Medium => 6.0,
-        Preset::High => 12.0,
-        Preset::VeryHigh => 24.0,
+        Preset::Low => Some(2.0),
+        Preset::Medium => Some(MEDIUM),
+        Preset::High => Some(12.0),
+        Preset::VeryHigh => Some(24.0),
+        Preset::Auto => None,
     }
 }
 

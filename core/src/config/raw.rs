@@ -151,14 +151,15 @@ pub(super) struct RawMemory {
     /// All that this process may hold for models, in GB (10⁹ bytes). Not beside a preset.
     #[schemars(range(min = 0))]
     pub(super) max_ram_gb: Field<f64>,
-    /// A budget by name: low 2 GB, medium 6 GB, high 12 GB, very_high 24 GB. Default: medium.
+    /// A budget by name: low 2 GB, medium 6 GB, high 12 GB, very_high 24 GB, auto three quarters of the machine's memory or
+    /// of its control group's limit. Default: medium.
     pub(super) preset: Field<Preset>,
     /// LLMs that may be loaded or loading at once, remote ones included. Default: 3.
     #[schemars(range(min = 1))]
     pub(super) max_concurrent_llms: Field<usize>,
     /// Where models run. Default: hybrid_http_gguf.
     pub(super) strategy: Field<Strategy>,
-    /// How often memory is looked at without a cause. Default: 30s. Noted; nothing acts on it yet.
+    /// How often the machine's memory is looked at without a cause. Default: 30s.
     pub(super) monitor_interval: Field<Span>,
 }
 
@@ -174,6 +175,8 @@ pub(super) enum Preset {
     High,
     /// 24 GB.
     VeryHigh,
+    /// Three quarters of the machine's memory, or of the control group's limit.
+    Auto,
 }
 
 /// How many requests may wait, and how long.

@@ -11,6 +11,7 @@ use crate::units::{Bytes, ModelName};
 #[derive(Debug)]
 pub struct Ledger {
     budget: Bytes,
+    ceiling: Option<Bytes>,
     used: Bytes,
     peak: Bytes,
     next: u64,
@@ -87,6 +88,7 @@ impl Ledger {
     pub fn new(budget: Bytes) -> Self {
         Self {
             budget,
+            ceiling: None,
             used: Bytes::ZERO,
             peak: Bytes::ZERO,
             next: 0,
@@ -218,6 +220,23 @@ impl Ledger {
         self.budget = budget;
     }
 
+    /// Says how much the machine has memory for just now, which may be less than the budget. Entries stay as they are.
+    pub fn set_ceiling(&mut self, ceiling: Option<Bytes>) {
+        self.ceiling = ceiling;
+    }
+
+    /// What the machine has memory for just now, where that is less than the budget.
+    #[must_use]
+    pub fn ceiling(&self) -> Option<Bytes> {
+        self.ceiling.filter(|ceiling| *ceiling < self.budget)
+    }
+
+    /// What may be held just now: the budget, or what the machine has memory for where that is less.
+    #[must_use]
+    pub fn limit(&self) -> Bytes {
+        self.ceiling().unwrap_or(self.budget)
+    }
+
     /// The sum of all entries.
     #[must_use]
     pub fn used(&self) -> Bytes {
@@ -230,10 +249,10 @@ impl Ledger {
         self.peak
     }
 
-    /// What is left of the budget; zero where the entries exceed it.
+    /// What is left of the limit; zero where the entries exceed it.
     #[must_use]
     pub fn left(&self) -> Bytes {
-        self.budget.saturating_sub(self.used)
+        self.limit().saturating_sub(self.used)
     }
 
     /// Who holds how much, largest first; entries of one model are added up. Shared weights are the first holder's.
@@ -308,6 +327,19 @@ mod tests {
         assert_eq!(holders, [("a".to_owned(), 70), ("b".to_owned(), 25)]);
         assert_eq!((ledger.release(first), ledger.used()), (Bytes(10), Bytes(85)));
         assert_eq!((ledger.release(second), ledger.used()), (Bytes(85), Bytes::ZERO));
+    }
+
+    #[test]
+    fn a_machine_with_less_memory_than_the_budget_limits_what_is_left() {
+        let mut ledger = Ledger::new(Bytes(100));
+        ledger.set_ceiling(Some(Bytes(200)));
+        assert_eq!((ledger.limit(), ledger.left(), ledger.ceiling()), (Bytes(100), Bytes(100), None));
+        ledger.set_ceiling(Some(Bytes(50)));
+        assert_eq!(
+            ledger.try_reserve(&name("a"), Bytes(60)).unwrap_err(),
+            Shortfall { asked: Bytes(60), left: Bytes(50) }
+        );
+        assert_eq!((ledger.budget(), ledger.ceiling()), (Bytes(100), Some(Bytes(50))));
     }
 
     #[test]

@@ -4,6 +4,8 @@ mod cgroup;
 mod estimate;
 mod ledger;
 mod probe;
+#[cfg(target_os = "linux")]
+mod psi;
 
 pub use estimate::{Estimate, Footprint, WeightsId};
 pub use ledger::{Claim, Ledger, Reservation, Shortfall};

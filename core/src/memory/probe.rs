@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use futures::stream::{self, BoxStream, StreamExt};
 use serde::Serialize;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
 
@@ -36,6 +37,11 @@ impl SystemMemory {
 pub trait Probe: fmt::Debug + Send + Sync + 'static {
     /// The figures of this moment; `None` where the platform does not tell.
     fn read(&self) -> Option<SystemMemory>;
+
+    /// An item each time that the system says that programs wait for memory; never ends. Called on a tokio runtime.
+    fn pressure(&self) -> BoxStream<'static, ()> {
+        stream::pending().boxed()
+    }
 }
 
 /// The real machine.
@@ -84,6 +90,11 @@ impl Probe for SystemProbe {
             memory.process = system.process(pid).map_or(Bytes::ZERO, |process| Bytes(process.memory()));
         }
         Some(memory)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn pressure(&self) -> BoxStream<'static, ()> {
+        super::psi::pressure()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::config::{Class, ConfigError, ModelRole};
 use crate::error::Error;
 use crate::memory::{Probe, SystemProbe};
 use crate::scheduler::{Limits, Scheduler, SlotId, SlotSpec};
-use crate::units::ModelName;
+use crate::units::{Bytes, ModelName};
 
 /// Commands that may be on their way to the driver at once.
 const COMMANDS: usize = 64;
@@ -51,7 +51,13 @@ pub struct PoolBuilder {
     wait_timeout: Duration,
     models: Vec<ModelSpec>,
     probe: Arc<dyn Probe>,
+    monitor_interval: Duration,
 }
+
+/// The part of the machine's memory, or of the control group's limit, that models never take, and its bound: the system,
+/// other programs and the rest of this process live there.
+const RESERVE_PART: u64 = 16;
+const MOST_RESERVE: Bytes = Bytes(1_000_000_000);
 
 impl PoolBuilder {
     pub(super) fn new(limits: Limits) -> Self {
@@ -60,6 +66,7 @@ impl PoolBuilder {
             wait_timeout: Duration::from_mins(5),
             models: Vec::new(),
             probe: Arc::new(SystemProbe::new()),
+            monitor_interval: Duration::from_secs(30),
         }
     }
 
@@ -84,7 +91,16 @@ impl PoolBuilder {
         self
     }
 
-    /// Starts the pool. Nothing is loaded yet: see [`ModelPool::load_residents`].
+    /// How often the machine's memory is looked at; 30 seconds if not set. The kernel's own word that memory is short,
+    /// and a load, come in between.
+    #[must_use]
+    pub fn monitor_interval(mut self, interval: Duration) -> Self {
+        self.monitor_interval = interval;
+        self
+    }
+
+    /// Starts the pool. Nothing is loaded yet: see [`ModelPool::load_residents`]. The budget is what the limits say, but
+    /// no more than the machine's memory, or its control group's limit, less a sixteenth.
     /// Install a metrics recorder before, or the pool's metrics go nowhere.
     ///
     /// # Errors
@@ -127,10 +143,18 @@ impl PoolBuilder {
         let (returns, returned) = mpsc::channel(self.limits.max_waiting + running + COMMANDS + 1);
         let (commands, commanded) = mpsc::channel(COMMANDS);
         let (events, _) = broadcast::channel(1024);
-        let metrics = Metrics::new(&self.limits, &slots);
-        let shared = Arc::new(Shared { slots, ready: DashMap::new(), events, metrics, probe: self.probe });
-        let scheduler = Scheduler::new(self.limits, specs);
-        runtime.spawn(Driver::new(scheduler, Arc::clone(&shared), commanded, returned).run());
+        let mut limits = self.limits;
+        let total = self.probe.read().map(|memory| memory.total);
+        let reserve = total.map(|total| Bytes(total.0 / RESERVE_PART).min(MOST_RESERVE)).unwrap_or_default();
+        limits.reserve = limits.reserve.max(reserve);
+        let metrics = Metrics::new(&limits, &slots);
+        let most = total.map(|total| total.saturating_sub(limits.reserve));
+        let shared =
+            Arc::new(Shared { slots, ready: DashMap::new(), events, metrics, probe: self.probe, most });
+        limits.budget = shared.capped(limits.budget);
+        let scheduler = Scheduler::new(limits, specs);
+        let driver = Driver::new(scheduler, Arc::clone(&shared), commanded, returned, self.monitor_interval);
+        runtime.spawn(driver.run());
         let inner = Inner {
             shared,
             models,

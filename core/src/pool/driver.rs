@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -17,7 +18,7 @@ use super::lease::{Lost, Returned, Wanted};
 use crate::backend::{LoadRequest, Model, Progress};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
-use crate::memory::Estimate;
+use crate::memory::{Estimate, SystemMemory};
 use crate::scheduler::{Ask, Effect, Event, Plan, PoolStatus, RequestId, Scheduler, SlotId};
 use crate::units::{Bytes, Timestamp};
 
@@ -69,8 +70,10 @@ pub(super) struct Driver {
     commands: mpsc::Receiver<Command>,
     returns: mpsc::Receiver<Returned>,
     start: Instant,
-    /// Estimates, loads and unloads under way; each ends with the event that tells of it.
-    tasks: JoinSet<Event>,
+    /// Estimates, loads, unloads and readings of the machine's memory under way; each ends with the event that tells of
+    /// it.
+    tasks: JoinSet<Ended>,
+    monitor: Monitor,
     loads: BTreeMap<SlotId, CancellationToken>,
     waiting: BTreeMap<RequestId, oneshot::Sender<Result<Granted, Error>>>,
     unloading: BTreeMap<RequestId, oneshot::Sender<Result<Bytes, Error>>>,
@@ -79,14 +82,42 @@ pub(super) struct Driver {
     stopped: bool,
 }
 
+/// How a task of the driver's ended.
+#[derive(Default)]
+struct Ended {
+    /// What it was for; nothing where it was only to look at the machine.
+    event: Option<Event>,
+    /// What it saw of the machine's memory on the way.
+    memory: Option<SystemMemory>,
+}
+
+impl From<Event> for Ended {
+    fn from(event: Event) -> Self {
+        Self { event: Some(event), memory: None }
+    }
+}
+
+/// When the machine's memory is looked at: now and then, and when the kernel says that programs wait for memory.
+struct Monitor {
+    interval: Duration,
+    next: Instant,
+    pressure: BoxStream<'static, ()>,
+}
+
+/// How often the machine's memory is looked at while somebody waits for it.
+const WHILE_WAITING: Duration = Duration::from_secs(1);
+
 impl Driver {
     pub(super) fn new(
         scheduler: Scheduler,
         shared: Arc<Shared>,
         commands: mpsc::Receiver<Command>,
         returns: mpsc::Receiver<Returned>,
+        monitor_interval: Duration,
     ) -> Self {
+        let pressure = shared.probe.pressure();
         Self {
+            monitor: Monitor { interval: monitor_interval, next: Instant::now(), pressure },
             scheduler,
             shared,
             commands,
@@ -107,11 +138,12 @@ impl Driver {
         while !self.stopped {
             let wake = [self.scheduler.poll_timeout().map(|at| self.start + at.since_start()), self.abort_at];
             let wake = wake.into_iter().flatten().min();
+            let look = self.monitor.next;
             tokio::select! {
                 biased;
                 Some(returned) = self.returns.recv() => self.on_return(returned),
                 Some(ended) = self.tasks.join_next() => match ended {
-                    Ok(event) => self.handle(event),
+                    Ok(ended) => self.on_ended(ended),
                     // Each task catches its own panics, and nothing aborts them.
                     Err(error) => tracing::error!(%error, "a task of the pool ended without its event"),
                 },
@@ -123,6 +155,8 @@ impl Driver {
                     }
                 },
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.on_time(),
+                () = tokio::time::sleep_until(look), if open => self.look(),
+                Some(()) = self.monitor.pressure.next(), if open => self.look(),
                 // The runtime is going down, and has taken the tasks with it: no event will come any more.
                 else => break,
             }
@@ -149,9 +183,10 @@ impl Driver {
             }
             Command::Pin { slot, pinned } => self.handle(Event::Pin { slot, pinned }),
             Command::Budget { budget } => {
+                let budget = self.shared.capped(budget);
                 self.handle(Event::Budget { budget });
                 let status = self.scheduler.status(self.now());
-                self.shared.metrics.set_ledger(status.budget, status.used);
+                self.shared.metrics.set_ledger(status.budget, status.limit, status.used);
             }
             Command::Status { reply } => drop(reply.send(self.scheduler.status(self.now()))),
             Command::Plan { slots, sizes, reply } => {
@@ -166,6 +201,38 @@ impl Driver {
                 self.abort_at = Some(Instant::now() + grace.min(Duration::from_hours(24 * 365)));
                 self.handle(Event::Shutdown);
             }
+        }
+    }
+
+    /// Looks at the machine's memory, off this thread: the kernel may take its time.
+    fn look(&mut self) {
+        self.monitor.next = Instant::now() + self.monitor.interval;
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move { Ended { event: None, memory: shared.memory().await } });
+    }
+
+    fn on_ended(&mut self, Ended { event, memory }: Ended) {
+        if let Some(memory) = memory {
+            self.on_memory(memory);
+        }
+        if let Some(event) = event {
+            self.handle(event);
+        }
+    }
+
+    fn on_memory(&mut self, memory: SystemMemory) {
+        self.shared.metrics.on_memory(&memory);
+        let before = self.scheduler.pressed();
+        self.handle(Event::Memory { attainable: memory.attainable() });
+        if self.scheduler.pressed() && !before {
+            let status = self.scheduler.status(self.now());
+            tracing::warn!(
+                held = status.used.0,
+                budget = status.budget.0,
+                available = memory.available.0,
+                limit = status.limit.0,
+                "the machine is short of memory: idle models are unloaded"
+            );
         }
     }
 
@@ -202,6 +269,9 @@ impl Driver {
                 self.scheduler.handle(event, now);
             }
         }
+        if self.scheduler.waits_for_memory() {
+            self.monitor.next = self.monitor.next.min(Instant::now() + WHILE_WAITING);
+        }
         let (waiting, oldest) = self.scheduler.waiting(now);
         self.shared.metrics.on_queue(waiting, oldest);
     }
@@ -209,7 +279,7 @@ impl Driver {
     /// Does what the scheduler decided. What it brings about at once comes back as an event.
     fn carry_out(&mut self, effect: Effect) -> Option<Event> {
         match effect {
-            Effect::Estimate { slot, left } => self.estimate(slot, left),
+            Effect::Estimate { slot, left, taken } => self.estimate(slot, left, taken),
             Effect::StartLoad { slot, estimate } => self.load(slot, estimate),
             Effect::CancelLoad { slot } => {
                 if let Some(cancel) = self.loads.get(&slot) {
@@ -241,7 +311,7 @@ impl Driver {
                 self.shared.metrics.on_change(&change);
                 tracing::debug!(
                     model = %change.model, from = change.from.as_str(), to = change.to.as_str(),
-                    cause = ?change.cause, bytes = change.bytes.0, used = change.used.0, budget = change.budget.0,
+                    cause = ?change.cause, bytes = change.bytes.0, used = change.used.0, limit = change.limit.0,
                     "slot changed"
                 );
                 self.shared.emit(PoolEvent::Slot(change));
@@ -251,11 +321,14 @@ impl Driver {
         None
     }
 
-    fn estimate(&mut self, slot: SlotId, left: Bytes) {
+    fn estimate(&mut self, slot: SlotId, left: Bytes, taken: Bytes) {
         let shared = Arc::clone(&self.shared);
         self.tasks.spawn(async move {
+            let memory = shared.memory().await;
+            let has = memory.map_or(left, |memory| memory.attainable().saturating_sub(taken));
+            let left = left.min(has);
             let result = no_panic(shared.estimate(slot, left)).await;
-            Event::Estimated { slot, result }
+            Ended { event: Some(Event::Estimated { slot, left, result }), memory }
         });
     }
 
@@ -274,7 +347,7 @@ impl Driver {
                 }
                 Err(failure) => Err(failure),
             };
-            Event::Loaded { slot, result }
+            Event::Loaded { slot, result }.into()
         });
     }
 
@@ -291,15 +364,31 @@ impl Driver {
                     tracing::error!(%failure, "unload failed");
                 }
             }
-            Event::Unloaded { slot }
+            Event::Unloaded { slot }.into()
         });
     }
 }
 
 impl Shared {
+    /// What a load of a slot would take, with so many bytes left for it.
     pub(super) async fn estimate(&self, slot: SlotId, left: Bytes) -> Result<Estimate, Failure> {
-        let free = self.probe.read().map_or(left, |memory| memory.available.min(left));
-        self.slots[slot.0].backend.estimate(free).await
+        self.slots[slot.0].backend.estimate(left).await
+    }
+
+    /// The machine's memory now, read where nobody waits for it; `None` where the platform does not tell.
+    pub(super) async fn memory(&self) -> Option<SystemMemory> {
+        let probe = Arc::clone(&self.probe);
+        tokio::task::spawn_blocking(move || probe.read()).await.ok().flatten()
+    }
+
+    /// A budget, or what this process can ever have where that is less.
+    pub(super) fn capped(&self, budget: Bytes) -> Bytes {
+        let Some(most) = self.most.filter(|most| *most < budget) else { return budget };
+        tracing::warn!(
+            budget = %budget, possible = %most,
+            "the budget is more than this process can have: models may hold what is possible"
+        );
+        most
     }
 
     /// Announces a load's progress, each percent once.

@@ -11,7 +11,7 @@ use super::SlotEntry;
 use crate::backend::ServedBy;
 use crate::error::Error;
 use crate::failure::FailureKind;
-use crate::memory::Footprint;
+use crate::memory::{Footprint, SystemMemory};
 use crate::request::Completion;
 use crate::scheduler::{Cause, Change, Limits, Phase};
 use crate::units::{Bytes, ModelName};
@@ -21,6 +21,10 @@ pub(super) struct Metrics {
     budget: Gauge,
     used: Gauge,
     headroom: Gauge,
+    limit: Gauge,
+    system_total: Gauge,
+    system_available: Gauge,
+    process: Gauge,
     llms: Gauge,
     queue_depth: Gauge,
     queue_oldest: Gauge,
@@ -59,13 +63,17 @@ impl Metrics {
             budget: gauge!("sarai_budget_bytes"),
             used: gauge!("sarai_used_bytes"),
             headroom: gauge!("sarai_headroom_bytes"),
+            limit: gauge!("sarai_limit_bytes"),
+            system_total: gauge!("sarai_system_total_bytes"),
+            system_available: gauge!("sarai_system_available_bytes"),
+            process: gauge!("sarai_process_resident_bytes"),
             llms: gauge!("sarai_llms_loaded"),
             queue_depth: gauge!("sarai_queue_depth"),
             queue_oldest: gauge!("sarai_queue_oldest_seconds"),
             slots: slots.iter().map(SlotMetrics::new).collect(),
             models,
         };
-        metrics.set_ledger(limits.budget, Bytes::ZERO);
+        metrics.set_ledger(limits.budget, limits.budget, Bytes::ZERO);
         metrics
     }
 
@@ -76,15 +84,23 @@ impl Metrics {
 
     /// A slot moved: its gauges, the ledger's, and the counters of loads and evictions.
     pub(super) fn on_change(&self, change: &Change) {
-        self.set_ledger(change.budget, change.used);
+        self.set_ledger(change.budget, change.limit, change.used);
         self.llms.set(change.llms as f64);
         self.slots[change.slot.0].on_change(change);
     }
 
-    pub(super) fn set_ledger(&self, budget: Bytes, used: Bytes) {
+    pub(super) fn set_ledger(&self, budget: Bytes, limit: Bytes, used: Bytes) {
         self.budget.set(budget.0 as f64);
+        self.limit.set(limit.0 as f64);
         self.used.set(used.0 as f64);
-        self.headroom.set(budget.saturating_sub(used).0 as f64);
+        self.headroom.set(limit.saturating_sub(used).0 as f64);
+    }
+
+    /// The machine's memory was looked at.
+    pub(super) fn on_memory(&self, memory: &SystemMemory) {
+        self.system_total.set(memory.total.0 as f64);
+        self.system_available.set(memory.available.0 as f64);
+        self.process.set(memory.process.0 as f64);
     }
 
     pub(super) fn on_queue(&self, waiting: usize, oldest: Option<Duration>) {
@@ -206,8 +222,20 @@ pub(super) fn fallback_reason(error: &Error) -> &'static str {
 
 fn describe() {
     describe_gauge!("sarai_budget_bytes", Unit::Bytes, "Memory this process may hold for models");
+    describe_gauge!(
+        "sarai_limit_bytes",
+        Unit::Bytes,
+        "What models may hold just now: the budget, or what the machine has memory for"
+    );
+    describe_gauge!(
+        "sarai_system_total_bytes",
+        Unit::Bytes,
+        "The machine's memory, or its control group's limit"
+    );
+    describe_gauge!("sarai_system_available_bytes", Unit::Bytes, "What of it could be had");
+    describe_gauge!("sarai_process_resident_bytes", Unit::Bytes, "What this process holds");
     describe_gauge!("sarai_used_bytes", Unit::Bytes, "What the ledger holds for models");
-    describe_gauge!("sarai_headroom_bytes", Unit::Bytes, "What is left of the budget");
+    describe_gauge!("sarai_headroom_bytes", Unit::Bytes, "What is left of the limit");
     describe_gauge!("sarai_llms_loaded", "LLMs loaded or loading, remote ones included");
     describe_gauge!("sarai_queue_depth", "Requests that wait for their model");
     describe_gauge!("sarai_queue_oldest_seconds", Unit::Seconds, "How long the oldest of them has waited");

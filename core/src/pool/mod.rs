@@ -66,6 +66,8 @@ struct Shared {
     events: broadcast::Sender<PoolEvent>,
     metrics: Metrics,
     probe: Arc<dyn Probe>,
+    /// What models can ever hold on this machine, whatever the budget; `None` where the platform does not tell.
+    most: Option<Bytes>,
 }
 
 /// A model's name, and where it can run.

@@ -16,6 +16,8 @@ use crate::units::{Bytes, ModelName};
 pub struct MemoryUsage {
     /// The budget.
     pub budget_bytes: Bytes,
+    /// What models may hold just now: the budget, or what the machine has memory for where that is less.
+    pub limit_bytes: Bytes,
     /// What the ledger holds.
     pub used_bytes: Bytes,
     /// The most it ever held.
@@ -132,6 +134,7 @@ impl ModelPool {
             });
             MemoryUsage {
                 budget_bytes: status.budget,
+                limit_bytes: status.limit,
                 used_bytes: status.used,
                 peak_bytes: status.peak,
                 llms: status.llms,
@@ -156,7 +159,7 @@ impl ModelPool {
     pub async fn plan(&self, models: &[&str]) -> Result<Vec<PlannedModel>, Error> {
         let entries = models.iter().map(|model| self.inner.entry(model)).collect::<Result<Vec<_>, _>>()?;
         let left = self.status().await?;
-        let left = left.budget.saturating_sub(left.used);
+        let left = left.limit.saturating_sub(left.used);
         let mut sizes = BTreeMap::new();
         for slot in entries.iter().flat_map(|(_, entry)| &entry.chain) {
             if !sizes.contains_key(slot) {

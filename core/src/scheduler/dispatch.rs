@@ -87,8 +87,10 @@ impl Scheduler {
             }
             // 2, for requests that were let in before the load failed or the engine ended; 5.
             State::Absent => return slot.backoff_error(now).map_or(Decision::Estimate, Decision::Reject),
-            // 5 again: room has come since, which a longer context may use.
-            State::Sized { estimate, left } if self.ledger.left() > *left => {
+            // 5 again: room has come since, which a longer context may use, or gone, and a shorter one may fit.
+            State::Sized { estimate, left }
+                if self.ledger.left() > *left || self.no_longer_fits(estimate, *left) =>
+            {
                 room.take(self.need(waiting.slot, estimate));
                 return Decision::Estimate;
             }
@@ -134,6 +136,12 @@ impl Scheduler {
         Decision::Wait
     }
 
+    /// Whether an estimate would have fitted into what was left when it was made, but does not now.
+    fn no_longer_fits(&self, estimate: &Estimate, left: Bytes) -> bool {
+        let needed = self.ledger.needed(&estimate.into());
+        needed <= left && needed > self.ledger.left()
+    }
+
     fn carry_out(&mut self, decision: Decision, waiting: &Waiting, now: Timestamp) {
         let slot = waiting.slot;
         match decision {
@@ -150,8 +158,9 @@ impl Scheduler {
                     State::Sized { estimate, .. } => Some(estimate.clone()),
                     _ => None,
                 };
-                self.set_state(slot, State::Estimating { left, before }, Cause::Request, now);
-                self.effects.push_back(Effect::Estimate { slot, left });
+                self.set_state(slot, State::Estimating { before }, Cause::Request, now);
+                let taken = self.ledger.used() + self.limits.reserve;
+                self.effects.push_back(Effect::Estimate { slot, left, taken });
             }
             Decision::Load(estimate) => self.start_load(slot, estimate, now),
             Decision::Evict(victims) => {
@@ -197,16 +206,24 @@ impl Scheduler {
         }
     }
 
-    /// Evicts idle models while the ledger exceeds the budget, which became smaller or was overrun by a load. Models
-    /// that someone waits for are not idle in this sense: they would only be loaded again.
+    /// Evicts idle models while the ledger exceeds the budget, which became smaller or was overrun by a load, or what the
+    /// machine has memory for. Models that someone waits for are not idle in this sense: they would only be loaded again.
     fn enforce_budget(&mut self, now: Timestamp) {
+        self.pressed &= self.held_in_the_end() > self.ledger.limit();
         if let Some(over) = self.over_budget() {
+            let within_budget = self.held_in_the_end() <= self.ledger.budget();
+            let cause = if within_budget { Cause::Pressure } else { Cause::Budget };
             let choice = self
                 .victims_among(over, None, now, |slot, leases| leases == 0 && !self.queue.waits_for(slot));
             for victim in choice.victims {
-                self.start_unload(victim, Cause::Budget, now);
+                self.start_unload(victim, cause, now);
             }
         }
+    }
+
+    /// What the ledger holds, what is on its way out excepted.
+    pub(super) fn held_in_the_end(&self) -> Bytes {
+        self.ledger.used().saturating_sub(self.frees(self.unloading()))
     }
 
     /// Whether the budget holds, or will once other idle models than `slot` are evicted.
@@ -217,10 +234,11 @@ impl Scheduler {
         })
     }
 
-    /// What the ledger holds beyond the budget, what is on its way out excepted.
+    /// What has to go: what the ledger holds beyond the budget, or beyond what the machine has memory for when that has
+    /// become short.
     fn over_budget(&self) -> Option<Need> {
-        let coming = self.frees(self.unloading());
-        let bytes = self.ledger.used().saturating_sub(self.ledger.budget() + coming);
+        let limit = if self.pressed { self.ledger.limit() } else { self.ledger.budget() };
+        let bytes = self.held_in_the_end().saturating_sub(limit);
         (bytes > Bytes::ZERO).then_some(Need { bytes, llms: 0 })
     }
 

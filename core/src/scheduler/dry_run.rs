@@ -66,8 +66,8 @@ impl Scheduler {
         self.handle(Event::Request { id, slot, ask }, now);
         while let Some(effect) = self.poll_effect() {
             match effect {
-                Effect::Estimate { slot, .. } => {
-                    self.handle(Event::Estimated { slot, result: sizes(slot) }, now);
+                Effect::Estimate { slot, left, .. } => {
+                    self.handle(Event::Estimated { slot, left, result: sizes(slot) }, now);
                 }
                 Effect::StartLoad { slot, estimate } => {
                     plan.load.push(PlannedLoad { slot, estimate });
@@ -100,6 +100,7 @@ impl Scheduler {
     /// A copy with the same state and an empty queue: those who wait now must not appear in someone else's plan.
     fn copy(&self) -> Self {
         let mut ledger = Ledger::new(self.ledger.budget());
+        ledger.set_ceiling(self.ledger.ceiling());
         let slots = self.slots.iter().map(|slot| copy_slot(slot, &self.ledger, &mut ledger)).collect();
         Self {
             limits: self.limits,
@@ -109,6 +110,8 @@ impl Scheduler {
             leases: self.leases.clone(),
             effects: std::collections::VecDeque::new(),
             shutdown: Shutdown::No,
+            attainable: self.attainable,
+            pressed: false,
         }
     }
 }

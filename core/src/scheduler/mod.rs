@@ -59,6 +59,8 @@ pub struct SlotSpec {
 pub struct Limits {
     /// All that may be held for models.
     pub budget: Bytes,
+    /// Memory of the machine that is left to others, and to what this process holds besides models.
+    pub reserve: Bytes,
     /// LLMs that may be loaded or loading at once.
     pub max_concurrent_llms: usize,
     /// Requests that may wait at once.
@@ -69,11 +71,12 @@ pub struct Limits {
     pub drain_after: Duration,
 }
 
-/// 6 GB (the preset `medium`), 3 LLMs, 256 waiting requests.
+/// 6 GB (the preset `medium`), nothing left to others, 3 LLMs, 256 waiting requests.
 impl Default for Limits {
     fn default() -> Self {
         Self {
             budget: Bytes(6_000_000_000),
+            reserve: Bytes::ZERO,
             max_concurrent_llms: 3,
             max_waiting: 256,
             aging: Duration::from_secs(30),
@@ -115,6 +118,8 @@ pub enum Event {
     Estimated {
         /// The slot.
         slot: SlotId,
+        /// For how much room: what the effect said, or what the machine had left where that was less.
+        left: Bytes,
         /// What it found.
         result: Result<Estimate, Failure>,
     },
@@ -156,6 +161,13 @@ pub enum Event {
         /// The new budget.
         budget: Bytes,
     },
+    /// The machine's memory was looked at. While it has less than the budget says, loads have that much; where models
+    /// hold more than that, idle ones are evicted.
+    Memory {
+        /// What this process could hold now, its own anonymous memory included:
+        /// [`SystemMemory::attainable`](crate::memory::SystemMemory::attainable).
+        attainable: Bytes,
+    },
     /// Time passed.
     Tick,
     /// No new requests; everything is unloaded as soon as it is idle.
@@ -173,6 +185,8 @@ pub enum Effect {
         slot: SlotId,
         /// What is left of the budget.
         left: Bytes,
+        /// What of the memory that this process could hold is spoken for: by models, and the reserve.
+        taken: Bytes,
     },
     /// Load the slot; its bytes are reserved.
     StartLoad {
@@ -232,6 +246,10 @@ pub struct Scheduler {
     leases: BTreeMap<RequestId, SlotId>,
     effects: VecDeque<Effect>,
     shutdown: Shutdown,
+    /// What this process could hold by the last reading that differed much from the one before.
+    attainable: Option<Bytes>,
+    /// Whether models hold so much that idle ones have to go until they are below the ceiling.
+    pressed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,6 +259,10 @@ enum Shutdown {
     Now,
     Done,
 }
+
+/// A reading of the machine's memory that differs from the last one by less than this part of it changes nothing, so that
+/// nobody runs after every page.
+const STEADY: u64 = 64;
 
 /// First pause after a failed load.
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
@@ -259,6 +281,8 @@ impl Scheduler {
             leases: BTreeMap::new(),
             effects: VecDeque::new(),
             shutdown: Shutdown::No,
+            attainable: None,
+            pressed: false,
         }
     }
 
@@ -267,13 +291,14 @@ impl Scheduler {
         match event {
             Event::Request { id, slot, ask } => self.on_request(id, slot, ask, now),
             Event::Return { id } => self.on_return(id, now),
-            Event::Estimated { slot, result } => self.on_estimated(slot, result, now),
+            Event::Estimated { slot, left, result } => self.on_estimated(slot, left, result, now),
             Event::Loaded { slot, result } => self.on_loaded(slot, result, now),
             Event::Lost { slot, cause } => self.on_lost(slot, cause, now),
             Event::Unloaded { slot } => self.on_unloaded(slot, now),
             Event::Unload { id, slot } => self.on_unload(id, slot, now),
             Event::Pin { slot, pinned } => self.slots[slot.0].pinned = pinned,
             Event::Budget { budget } => self.ledger.set_budget(budget),
+            Event::Memory { attainable } => self.on_memory(attainable),
             Event::Tick => {}
             Event::Shutdown => self.on_shutdown(Shutdown::WhenIdle, now),
             Event::Abort => self.on_shutdown(Shutdown::Now, now),
@@ -321,6 +346,30 @@ impl Scheduler {
         }
     }
 
+    /// Eviction begins when half of the reserve is used up, and ends when all of it is there again.
+    fn on_memory(&mut self, attainable: Bytes) {
+        let steady = |last: Bytes| last.0.abs_diff(attainable.0) < last.0.div_ceil(STEADY);
+        if self.attainable.is_some_and(steady) {
+            return;
+        }
+        self.attainable = Some(attainable);
+        let reserve = self.limits.reserve;
+        self.ledger.set_ceiling(Some(attainable.saturating_sub(reserve)));
+        self.pressed |= self.held_in_the_end() > attainable.saturating_sub(Bytes(reserve.0 / 2));
+    }
+
+    /// Whether models hold more than the machine has memory for, so that idle ones go.
+    #[must_use]
+    pub fn pressed(&self) -> bool {
+        self.pressed
+    }
+
+    /// Whether somebody waits while the machine has less memory than the budget says.
+    #[must_use]
+    pub fn waits_for_memory(&self) -> bool {
+        self.queue.len() > 0 && self.ledger.ceiling().is_some()
+    }
+
     fn on_return(&mut self, id: RequestId, now: Timestamp) {
         if let Some(waiting) = self.queue.remove(id) {
             self.after_waiter_left(waiting.slot, now);
@@ -348,8 +397,8 @@ impl Scheduler {
         }
     }
 
-    fn on_estimated(&mut self, slot: SlotId, result: Result<Estimate, Failure>, now: Timestamp) {
-        let State::Estimating { left, .. } = self.slots[slot.0].state else { return };
+    fn on_estimated(&mut self, slot: SlotId, left: Bytes, result: Result<Estimate, Failure>, now: Timestamp) {
+        let State::Estimating { .. } = self.slots[slot.0].state else { return };
         match result {
             Ok(mut estimate) if self.queue.waits_for(slot) => {
                 let took = self.slots[slot.0].took.unwrap_or_default();
@@ -523,7 +572,8 @@ impl Scheduler {
         for waiting in &expired {
             let model = self.slots[waiting.slot.0].spec.model.clone();
             let waited = now.since(waiting.arrived);
-            self.reject(waiting.id, Error::WaitTimeout { model, waited, holders: self.ledger.holders() });
+            let (holders, machine) = (self.ledger.holders(), self.ledger.ceiling());
+            self.reject(waiting.id, Error::WaitTimeout { model, waited, holders, machine });
         }
         for waiting in expired {
             self.after_waiter_left(waiting.slot, now);
@@ -595,6 +645,7 @@ impl Scheduler {
             measured: held.and_then(|held| held.measured),
             used: self.ledger.used(),
             budget: self.ledger.budget(),
+            limit: self.ledger.limit(),
             llms: self.counted_llms().len(),
         };
         self.effects.push_back(Effect::Changed(change));

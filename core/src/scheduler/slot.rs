@@ -47,10 +47,10 @@ pub(super) enum State {
     /// Holds nothing. To `Estimating` when someone asks for it.
     Absent,
     /// Its size is being found out. To `Sized`, or to `Absent` when that fails or nobody waits.
-    /// `left` is what it was told that the budget has left; `before`, its estimate for less.
-    Estimating { left: Bytes, before: Option<Estimate> },
-    /// Its size is known; it waits for room. To `Loading`, to `Estimating` when more is left than it was sized for, or to
-    /// `Absent` when it can never fit or nobody waits.
+    /// `before` is its estimate for less room, or for more.
+    Estimating { before: Option<Estimate> },
+    /// Its size is known for so much room; it waits. To `Loading`, to `Estimating` when more is left than it was sized for
+    /// or too little, or to `Absent` when it can never fit or nobody waits.
     Sized { estimate: Estimate, left: Bytes },
     /// To `Ready`, or to `Absent` when the load fails or is given up.
     Loading { held: Held, started: Timestamp, cancelled: bool },
@@ -93,6 +93,8 @@ pub enum Cause {
     Asked,
     /// The budget became smaller.
     Budget,
+    /// The machine is short of memory.
+    Pressure,
     /// Nobody wants it any more.
     Abandoned,
     /// It failed.
@@ -113,6 +115,7 @@ impl Cause {
             Self::Ttl => "ttl",
             Self::Asked => "asked",
             Self::Budget => "budget",
+            Self::Pressure => "pressure",
             Self::Abandoned => "abandoned",
             Self::Failed => "failed",
             Self::TooLarge => "too_large",
@@ -148,6 +151,8 @@ pub struct Change {
     pub used: Bytes,
     /// The budget.
     pub budget: Bytes,
+    /// What may be held just now: the budget, or what the machine has memory for where that is less.
+    pub limit: Bytes,
     /// LLMs loaded or loading.
     pub llms: usize,
 }

@@ -11,6 +11,8 @@ use crate::units::{Bytes, ModelName, Timestamp};
 pub struct PoolStatus {
     /// The budget.
     pub budget: Bytes,
+    /// What may be held just now: the budget, or what the machine has memory for where that is less.
+    pub limit: Bytes,
     /// What the ledger holds.
     pub used: Bytes,
     /// The most it ever held.
@@ -89,6 +91,7 @@ impl Scheduler {
         let (waiting, oldest_waiting) = self.waiting(now);
         PoolStatus {
             budget: self.ledger.budget(),
+            limit: self.ledger.limit(),
             used: self.ledger.used(),
             peak: self.ledger.peak(),
             holders: self.ledger.holders(),

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use sarai_core::config::{
-    Class, Context, GgufConfig, ModelRole, Place, RouterKind, StepAction, Strategy, Weights,
+    Budget, Class, Context, GgufConfig, ModelRole, Place, RouterKind, StepAction, Strategy, Weights,
 };
 use sarai_core::units::Bytes;
 
@@ -63,7 +63,7 @@ fn the_shortest_configuration_takes_conventional_files_and_the_conventional_host
     assert_eq!(model(&resolved, "lfm2").places, [gguf("config/models/lfm2.gguf")]);
     let config = &resolved.config;
     assert_eq!(config.hosts[&"ollama".parse().unwrap()].url, "http://127.0.0.1:11434");
-    assert_eq!(config.memory.budget, Bytes::from_gb(12.0));
+    assert_eq!(config.memory.budget, Budget::Of(Bytes::from_gb(12.0)));
     assert_eq!(config.memory.max_concurrent_llms, 3);
     assert_eq!(config.memory.strategy, Strategy::HybridHttpGguf);
     assert_eq!(config.memory.monitor_interval, Duration::from_secs(30));
@@ -162,10 +162,12 @@ fn a_strategy_leaves_places_out() {
 fn presets_are_budgets_by_name_and_medium_is_the_default() {
     let budget = |memory: &str| accepted(&format!("{MODELS}{memory}")).config.memory.budget;
     for (preset, gb) in [("low", 2.0), ("medium", 6.0), ("high", 12.0), ("very_high", 24.0)] {
-        assert_eq!(budget(&format!("memory: {{preset: {preset}}}")), Bytes::from_gb(gb));
+        assert_eq!(budget(&format!("memory: {{preset: {preset}}}")), Budget::Of(Bytes::from_gb(gb)));
     }
-    assert_eq!(budget(""), Bytes::from_gb(6.0));
-    assert_eq!(budget("memory: {max_ram_gb: 1.5}"), Bytes::from_gb(1.5));
+    assert_eq!(budget(""), Budget::Of(Bytes::from_gb(6.0)));
+    assert_eq!(budget("memory: {max_ram_gb: 1.5}"), Budget::Of(Bytes::from_gb(1.5)));
+    let auto = budget("memory: {preset: auto}");
+    assert_eq!((auto, auto.bytes(Some(Bytes(4000)))), (Budget::Auto, Bytes(3000)));
 }
 
 #[test]

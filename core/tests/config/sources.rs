@@ -20,7 +20,7 @@ fn a_flag_wins_over_the_environment_over_dotenv_over_the_file_over_the_default()
         let overrides = Overrides { max_ram_gb: flag, ..Overrides::default() };
         let text = format!("{MODELS}{file}");
         let resolved = config::parse(&text, Some("config/sarai.yaml".as_ref()), env, &overrides).unwrap();
-        (resolved.config.memory.budget, resolved.settings["memory.max_ram_gb"].source.clone())
+        (resolved.config.memory.budget.bytes(None), resolved.settings["memory.max_ram_gb"].source.clone())
     };
     let (file, name) = ("memory: {max_ram_gb: 3}", "SARAI_MAX_RAM_GB");
     let both = env(&[(name, "5")], &[(name, "4")]);

@@ -23,6 +23,7 @@ use sarai_core::units::Bytes;
 fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
     Limits {
         budget: Bytes(budget),
+        reserve: Bytes::ZERO,
         max_concurrent_llms,
         max_waiting: 16,
         aging: Duration::from_secs(30),

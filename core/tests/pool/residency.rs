@@ -1,7 +1,7 @@
 use sarai_core::config::{Class, ModelRole};
 use sarai_core::memory::Probe;
 use sarai_core::pool::{ModelPool, PoolEvent};
-use sarai_core::scheduler::Phase;
+use sarai_core::scheduler::{Cause, Phase};
 use sarai_core::testing::{FakeBackend, FakeProbe};
 use sarai_core::units::Bytes;
 use sarai_core::{Error, ErrorKind};
@@ -112,7 +112,49 @@ async fn a_backend_is_told_what_the_machine_has_left_when_that_is_less_than_the_
     pool.unload("a").await.unwrap();
     probe.set_available(Bytes(700));
     pool.load("a").await.unwrap();
-    assert_eq!(backend.told_available(), Bytes(700), "the machine has less");
+    // A sixteenth of its memory is left alone.
+    assert_eq!(backend.told_available(), Bytes(700 - 5000 / 16), "the machine has less");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_beyond_the_machine_is_what_the_machine_can_have() {
+    let backend = FakeBackend::local("a", 4700);
+    let builder = ModelPool::builder(limits(90_000, 3)).model(model("a", &[&backend]));
+    let pool = builder.probe(Arc::new(FakeProbe::new(Bytes(5000)))).build().unwrap();
+    assert_eq!(pool.status().await.unwrap().budget, Bytes(5000 - 5000 / 16));
+    assert!(matches!(pool.load("a").await, Err(Error::OverBudget { .. })));
+    pool.set_budget(Bytes(20_000)).await.unwrap();
+    assert_eq!(pool.status().await.unwrap().budget, Bytes(5000 - 5000 / 16));
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_models_go_when_the_kernel_says_that_memory_is_short_and_come_back_later() {
+    let (backend, probe) = (FakeBackend::local("a", 600), Arc::new(FakeProbe::new(Bytes(5000))));
+    let builder = ModelPool::builder(limits(1000, 3)).model(model("a", &[&backend]));
+    let pool = builder.probe(Arc::clone(&probe) as Arc<dyn Probe>).build().unwrap();
+    pool.load("a").await.unwrap();
+    let mut events = pool.events();
+    let mut unloaded = async || {
+        while let Some(event) = events.next().await {
+            if let PoolEvent::Slot(change) = event
+                && change.to == Phase::Absent
+            {
+                return change.cause;
+            }
+        }
+        panic!("the pool ended");
+    };
+    probe.set_available(Bytes(500));
+    probe.press();
+    assert_eq!(unloaded().await, Cause::Pressure);
+    // Whoever needs it waits until the machine has room, and hears what it lacks when that takes too long.
+    let handle = pool.handle("a").unwrap();
+    let short = handle.lease().await.unwrap_err().to_string();
+    assert!(short.contains("the machine has memory for 188 B of models just now"), "{short}");
+    let waiting = tokio::spawn(async move { handle.lease().await.map(drop) });
+    tokio::task::yield_now().await;
+    probe.set_available(Bytes(3000));
+    waiting.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

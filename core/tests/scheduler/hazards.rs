@@ -359,7 +359,7 @@ fn a_failed_estimate_is_told_and_tried_again_at_once() {
     world.event(Event::Request { id, slot: SlotId(0), ask });
     world.estimating.clear();
     let missing = Failure::new(FailureKind::FileMissing, "no such file");
-    world.event(Event::Estimated { slot: SlotId(0), result: Err(missing) });
+    world.event(Event::Estimated { slot: SlotId(0), left: Bytes::ZERO, result: Err(missing) });
     assert!(matches!(world.rejection(id), Some(Error::Load { .. })));
     let again = world.request(0);
     world.settle();
@@ -513,6 +513,93 @@ fn a_smaller_budget_evicts_what_is_idle_and_leaves_what_runs() {
     world.settle();
     assert!(world.leases.contains_key(&running));
     assert_eq!(world.loaded(), [2]);
+}
+
+/// Three models of 40 in a budget of 200 on a machine of which 16 stay free.
+fn on_a_machine_with_a_reserve() -> World {
+    let mut limits = limits(200, 9);
+    limits.reserve = Bytes(16);
+    World::new(limits, vec![llm("a", 40), llm("b", 40), llm("c", 40)])
+}
+
+#[test]
+fn idle_models_leave_while_the_machine_is_short_of_memory_and_the_reserve_is_left_alone_then() {
+    let mut world = on_a_machine_with_a_reserve();
+    world.memory(300);
+    for slot in 0..3 {
+        used_once(&mut world, slot);
+        world.pass(Duration::from_secs(1));
+    }
+    // 120 are held. Half of the reserve may be used up before anything happens.
+    world.memory(129);
+    assert_eq!(world.unloading, []);
+    world.memory(125);
+    assert_eq!(world.unloading, [SlotId(0)], "the least recently used one, and no more than needed");
+    assert_eq!(world.changes.last().unwrap().cause, Cause::Pressure);
+    world.settle();
+    // A new one has to leave the whole reserve alone.
+    let again = world.request(0);
+    assert_eq!(world.unloading, [SlotId(1)], "109 may be held");
+    world.settle();
+    assert!(world.is_granted(again));
+}
+
+#[test]
+fn a_model_in_use_stays_when_memory_is_short_and_goes_when_it_is_idle() {
+    let mut world = on_a_machine_with_a_reserve();
+    let running = world.request(0);
+    world.settle();
+    world.memory(30);
+    assert_eq!(world.unloading, []);
+    world.give_back(running);
+    assert_eq!(world.unloading, [SlotId(0)]);
+}
+
+#[test]
+fn who_finds_the_machine_short_waits_for_it_and_is_told_so_in_the_end() {
+    let mut world = on_a_machine_with_a_reserve();
+    world.memory(50);
+    let patient = world.request(0);
+    let hasty = world.request_with(1, Priority::Normal, Duration::from_secs(5));
+    assert!(world.scheduler.waits_for_memory());
+    assert_eq!(world.loading, [], "34 may be held");
+    world.pass(Duration::from_secs(5));
+    let Some(Error::WaitTimeout { machine, .. }) = world.rejection(hasty) else {
+        panic!("{:?}", world.outcomes)
+    };
+    assert_eq!(*machine, Some(Bytes(34)));
+    world.memory(300);
+    world.settle();
+    assert!(world.is_granted(patient));
+}
+
+#[test]
+fn a_reading_that_differs_by_little_changes_nothing() {
+    let mut world = on_a_machine_with_a_reserve();
+    world.memory(6400);
+    world.memory(6301);
+    world.memory(6499);
+    assert_eq!(world.scheduler.status(world.now).limit, Bytes(200));
+    world.memory(128);
+    world.memory(127);
+    assert_eq!(world.scheduler.status(world.now).limit, Bytes(112));
+}
+
+#[test]
+fn one_load_does_not_evict_what_another_unload_will_free() {
+    // Two are leaving when the third comes: their memory is on its way, and nobody else has to go.
+    let mut world = World::new(limits(160, 9), (0..5).map(|n| llm(&format!("m{n}"), 40)).collect());
+    for slot in 0..4 {
+        used_once(&mut world, slot);
+        world.pass(Duration::from_secs(1));
+    }
+    world.unload(0);
+    world.unload(1);
+    world.request(4);
+    assert_eq!(world.unloading, [SlotId(0), SlotId(1)]);
+    world.finish_unload(0);
+    assert_eq!(world.loading, [SlotId(4)]);
+    assert_eq!(world.unloading, [SlotId(1)]);
 }
 
 #[test]

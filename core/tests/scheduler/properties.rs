@@ -24,6 +24,7 @@ enum Step {
     Lose(usize),
     Unload(usize),
     Pin(usize, bool),
+    Memory(u64),
     Pass(u64),
 }
 
@@ -40,6 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::Lose),
         1 => (0..8usize).prop_map(Step::Unload),
         1 => (0..8usize, any::<bool>()).prop_map(|(slot, pinned)| Step::Pin(slot, pinned)),
+        1 => (20..250u64).prop_map(Step::Memory),
         3 => (0..20u64).prop_map(Step::Pass),
     ]
 }
@@ -102,7 +104,7 @@ fn before(world: &World, slot: usize) -> Before {
             && !world.lost.contains(&SlotId(slot))
             && leases < spec.parallel,
         never_fits: absent && pinned + world.models[slot].size > world.limits.budget.0,
-        fits: absent && world.held() + world.models[slot].size <= world.limits.budget.0 && free_place,
+        fits: absent && world.held() + world.models[slot].size <= status.limit.0 && free_place,
         backing_off: status.slots[slot].failure.is_some(),
         someone_waits: !world.waiting.is_empty(),
     }
@@ -166,6 +168,7 @@ fn play(world: &mut World, step: Step) {
         }
         Step::Unload(slot) => world.unload(slot % world.models.len()),
         Step::Pin(slot, pinned) => world.pin(slot % world.models.len(), pinned),
+        Step::Memory(attainable) => world.memory(attainable),
         Step::Pass(seconds) => world.pass(Duration::from_secs(seconds)),
     }
     assert_eq!(world.scheduler.status(world.now).used.0, world.held(), "the ledger and the world differ");
@@ -182,6 +185,7 @@ fn run_dry(world: &mut World) {
     for slot in 0..world.models.len() {
         world.pin(slot, false);
     }
+    world.memory(1_000_000);
     for _ in 0..10_000 {
         world.settle();
         match world.leases.keys().next().copied() {

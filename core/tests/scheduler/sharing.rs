@@ -39,8 +39,8 @@ fn models_that_share_their_weights_fit_where_two_files_would_not() {
         let mut evicted = Vec::new();
         while let Some(effect) = scheduler.poll_effect() {
             match effect {
-                Effect::Estimate { slot, .. } => {
-                    scheduler.handle(Event::Estimated { slot, result: Ok(estimate.clone()) }, now);
+                Effect::Estimate { slot, left, .. } => {
+                    scheduler.handle(Event::Estimated { slot, left, result: Ok(estimate.clone()) }, now);
                 }
                 Effect::StartLoad { slot, .. } => {
                     scheduler.handle(Event::Loaded { slot, result: Ok(None) }, now)

@@ -45,6 +45,7 @@ pub(crate) fn helper(name: &str, size: u64) -> Model {
 pub(crate) fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
     Limits {
         budget: Bytes(budget),
+        reserve: Bytes::ZERO,
         max_concurrent_llms,
         max_waiting: 8,
         aging: Duration::from_secs(30),
@@ -153,7 +154,9 @@ impl World {
         while let Some(slot) = self.estimating.pop() {
             let weights = Bytes(self.models[slot.0].size);
             let result = Ok(Estimate { weights, ..Estimate::default() });
-            self.event(Event::Estimated { slot, result });
+            let told = self.offered.iter().rev().find(|(offered, _)| *offered == slot);
+            let left = told.map_or(Bytes::ZERO, |(_, left)| *left);
+            self.event(Event::Estimated { slot, left, result });
         }
     }
 
@@ -222,6 +225,12 @@ impl World {
         self.event(Event::Pin { slot: SlotId(slot), pinned });
     }
 
+    /// This process could hold so much just now.
+    pub(crate) fn memory(&mut self, attainable: u64) {
+        self.event(Event::Memory { attainable: Bytes(attainable) });
+        self.finish_estimates();
+    }
+
     pub(crate) fn abort(&mut self) {
         self.aborting = true;
         self.event(Event::Abort);
@@ -272,13 +281,17 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Estimate { slot, left } => {
+            Effect::Estimate { slot, left, .. } => {
                 self.offered.push((slot, left));
                 self.estimating.push(slot);
             }
             Effect::StartLoad { slot, estimate } => {
                 assert!(!self.held.contains_key(&slot), "{slot:?} is loaded twice");
                 self.held.insert(slot, estimate.total().0);
+                let limit = self.scheduler.status(self.now).limit;
+                let takes_none = estimate.total() == Bytes::ZERO;
+                let fits = self.held() <= limit.0 || takes_none;
+                assert!(fits, "{} held of {limit} that the machine has", self.held());
                 self.loading.push(slot);
             }
             Effect::CancelLoad { slot } => {
