@@ -11,7 +11,7 @@ use sarai_core::answer::Priority;
 use sarai_core::config::Class;
 use sarai_core::memory::Estimate;
 use sarai_core::request::{Capabilities, Capability};
-use sarai_core::scheduler::{Ask, Effect, Event, Limits, RequestId, Scheduler, SlotId, SlotSpec};
+use sarai_core::scheduler::{Ask, Effect, Event, Eviction, Limits, RequestId, Scheduler, SlotId, SlotSpec};
 use sarai_core::units::{Bytes, Timestamp};
 
 const MODEL: Bytes = Bytes(1_000_000_000);
@@ -37,6 +37,7 @@ impl World {
         let limits = Limits {
             budget: Bytes(MODEL.0 * fit),
             reserve: Bytes::ZERO,
+            eviction: Eviction::CostAware,
             max_concurrent_llms: models,
             max_waiting: 1024,
             aging: Duration::from_secs(30),

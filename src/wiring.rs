@@ -66,6 +66,7 @@ impl Sarai {
         let probe = SystemProbe::new();
         let limits = Limits {
             budget: config.memory.budget.bytes(probe.read().map(|memory| memory.total)),
+            eviction: config.memory.eviction,
             max_concurrent_llms: config.memory.max_concurrent_llms,
             max_waiting: config.queue.max_waiting,
             ..Limits::default()
@@ -171,7 +172,7 @@ fn wire(
             context: file.context,
             weights: file.weights,
             resident: model.class == Class::Resident,
-            measurements: cache_folder().map(|folder| folder.join("weights.json")),
+            measurements: cache_folder(),
             threads: file.threads,
             parallel: file.parallel,
             lora: file.lora.clone(),

@@ -15,6 +15,7 @@ pub mod pool;
 pub mod request;
 pub mod router;
 pub mod scheduler;
+pub mod simulate;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 pub mod units;

@@ -1,7 +1,8 @@
 use std::path::PathBuf;
 
-use clap::{Args as Group, Parser, Subcommand};
+use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use sarai::core::scheduler::Eviction;
 
 /// Several language models at once on one modest machine, within a memory budget.
 #[derive(Debug, Parser)]
@@ -57,6 +58,8 @@ pub(super) enum Command {
     Ps,
     /// Say what requests for these models would load, evict or refuse. Loads nothing.
     Plan(PlanArgs),
+    /// Play a trace of requests on the configuration's models without loading any, to choose a budget.
+    Simulate(SimulateArgs),
     /// Have hosts free a model's memory. Deletes nothing.
     Unload(UnloadArgs),
     /// Check a configuration.
@@ -155,6 +158,53 @@ pub(super) struct PlanArgs {
     /// The models, as if asked for in this order.
     #[arg(required = true)]
     pub(super) models: Vec<String>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct SimulateArgs {
+    /// The trace: CSV with the columns time and model, or JSON lines with these keys; times in seconds, and `seconds` for
+    /// how long an answer takes. `-` reads it from stdin.
+    pub(super) trace: PathBuf,
+    /// A budget in GB to try; may be given several times. The configuration's without it.
+    #[arg(long = "budget", value_name = "GB", value_parser = positive)]
+    pub(super) budgets: Vec<f64>,
+    /// Who is evicted first; both ways without it.
+    #[arg(long, value_enum)]
+    pub(super) eviction: Option<EvictionArg>,
+    /// How long an answer takes where the trace does not say.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = positive)]
+    pub(super) answer_seconds: f64,
+    /// How long a load takes for each GB, for models that were never loaded here.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.5, value_parser = positive)]
+    pub(super) load_seconds_per_gb: f64,
+}
+
+/// Who is evicted first.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(super) enum EvictionArg {
+    /// Whose absence costs least for what it frees.
+    CostAware,
+    /// The least recently used.
+    Lru,
+}
+
+impl From<EvictionArg> for Eviction {
+    fn from(arg: EvictionArg) -> Self {
+        match arg {
+            EvictionArg::CostAware => Self::CostAware,
+            EvictionArg::Lru => Self::Lru,
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number.is_finite() && number > 0.0 && number < 1e9 {
+        Ok(number)
+    } else {
+        Err("must be above 0".to_owned())
+    }
 }
 
 #[derive(Debug, Group)]

@@ -11,6 +11,7 @@ mod ps;
 mod requests;
 mod run;
 mod session;
+mod simulate;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -64,6 +65,7 @@ async fn dispatch(args: Args, output: &Output) -> Result<(), Failure> {
         Command::Run(run) => run::run(&common, &run, output).await,
         Command::Ps => ps::ps(&common, output).await,
         Command::Plan(plan) => ps::plan(&common, &plan, output).await,
+        Command::Simulate(simulate) => simulate::simulate(&common, &simulate, output).await,
         Command::Unload(unload) => ps::unload(&common, &unload, output).await,
         Command::Check(check) => check::check(&common, &check, output),
         Command::Completions { shell } => {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Batch, Context, SeqId, Step, compute};
 use super::header::Header;
 use super::load::Loaded;
+use super::measure::Growth;
 use super::thread::{Thread, Workplace};
 use super::{GgufSettings, check, runtime};
 use crate::Error;
@@ -177,11 +178,11 @@ fn pair(loaded: &Loaded, query: &str, document: &str) -> Vec<LlamaToken> {
 
 /// The thread's work: texts of all who ask, until it is told to stop.
 fn work(workplace: Workplace<'_, Command>) {
-    let Workplace { shape, context, mut commands, stopping, .. } = workplace;
+    let Workplace { shape, context, growth, mut commands, stopping, .. } = workplace;
     // A step of a short context has room for no more.
     let most = TOKENS.min(shape.n_batch as usize);
     let mut reader =
-        Reader { context, batch: Batch::default(), jobs: Vec::new(), most, threads: shape.threads };
+        Reader { context, batch: Batch::default(), jobs: Vec::new(), most, threads: shape.threads, growth };
     while reader.listen(&mut commands) && !stopping.is_cancelled() {
         reader.jobs.retain(|job| !job.reply.is_closed());
         if !reader.jobs.is_empty() {
@@ -198,6 +199,7 @@ struct Reader<'m> {
     /// Tokens in a step of several texts.
     most: usize,
     threads: usize,
+    growth: &'m mut Growth,
 }
 
 impl Reader<'_> {
@@ -228,7 +230,7 @@ impl Reader<'_> {
             }
         }
         let unread = || chosen.iter().all(|(job, _)| self.jobs[*job].reply.is_closed());
-        let stepped = runtime::computing(self.threads, |threads| {
+        let stepped = runtime::computing(self.threads, self.growth, self.batch.len(), |threads| {
             self.context.set_threads(threads);
             self.context.decode(&self.batch, &|| stopping.is_cancelled() || unread())
         });

@@ -1,4 +1,5 @@
-//! What a load will take of memory: a pure function of the file's header and the settings. It errs on the high side.
+//! What a load will take of memory: a pure function of the file's header and the settings, and beside it what the same
+//! load took before.
 
 use sarai_core::config::Context;
 use sarai_core::memory::Estimate;
@@ -8,7 +9,7 @@ use sarai_core::units::Bytes;
 use super::check::is_encoder;
 use super::context::{self, Pooling};
 use super::header::{Header, Value};
-use super::{GgufSettings, encoder, engine, runtime};
+use super::{GgufSettings, encoder, engine, runtime, took};
 
 /// Most tokens in one step while prompts are read. The engine cuts steps by time; this bounds their buffers.
 const MOST_IN_STEP: u32 = 512;
@@ -37,7 +38,7 @@ pub(super) fn estimate(header: &Header, settings: &GgufSettings, available: Byte
     let longest = contexts.next().unwrap_or(1);
     let mut estimate = estimate_at(header, settings, longest);
     for n_ctx in contexts {
-        if estimate.total() <= available {
+        if estimate.reserve() <= available {
             break;
         }
         estimate = estimate_at(header, settings, n_ctx);
@@ -50,7 +51,7 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
     let made = self::shape(header, settings, n_ctx);
     let (step, outputs) = (made.n_batch, made.n_outputs.unwrap_or(made.n_batch));
     let kv = || shape.kv_bytes(header, n_ctx.into(), made.n_seq.into());
-    Estimate {
+    let mut estimate = Estimate {
         weights: weights(header),
         kv: if is_encoder(header) { Bytes::ZERO } else { kv() },
         compute: shape.compute_bytes(
@@ -61,8 +62,10 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
         projector: Bytes::ZERO,
         overhead: Bytes(overhead(header)) + adapters(settings),
         n_ctx: Some(n_ctx),
-        weights_id: None,
-    }
+        ..Estimate::default()
+    };
+    took::complete(&mut estimate, settings);
+    estimate
 }
 
 /// The context that is made for a file.

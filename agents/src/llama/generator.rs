@@ -39,9 +39,9 @@ impl Generator {
 }
 
 fn work(workplace: Workplace<'_, Command>, coming: &Coming) {
-    let Workplace { settings, header, shape, loaded, context, mut commands, stopping } = workplace;
+    let Workplace { settings, header, shape, loaded, context, growth, mut commands, stopping } = workplace;
     let sessions = Sessions::open(settings, header, context.n_ctx(), loaded.is_recurrent());
-    let engine = Engine::new(loaded, context, sessions, shape, settings.parallel());
+    let engine = Engine::new(loaded, context, sessions, shape, settings.parallel(), growth);
     engine.run(&mut commands, coming, &stopping);
 }
 

@@ -1,6 +1,8 @@
 //! What a loaded model really holds, as the kernel counts it. Linux only; elsewhere nothing is measured.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sarai_core::memory::Footprint;
 use sarai_core::units::Bytes;
@@ -10,6 +12,43 @@ pub(super) fn process() -> Option<Footprint> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).and_then(kilobytes);
     Some(Footprint { file_backed: field("RssFile:")?, anonymous: Some(field("RssAnon:")?) })
+}
+
+/// What steps add to the process's own memory: their buffers are reserved at load, and touched by the first step that is
+/// as large as them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Growth {
+    /// The largest step that was measured.
+    largest: usize,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Growth {
+    /// What was added so far.
+    pub(super) fn bytes(&self) -> Bytes {
+        Bytes(self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// The largest step that was measured, in tokens.
+    pub(super) fn largest(&self) -> usize {
+        self.largest
+    }
+
+    /// What the process holds before a step that may add to it.
+    pub(super) fn before(&self, tokens: usize) -> Option<Footprint> {
+        if tokens > self.largest { process() } else { None }
+    }
+
+    /// After that step, where nothing else made the process grow meanwhile.
+    pub(super) fn after(&mut self, tokens: usize, before: Option<Footprint>) {
+        let added = before
+            .zip(process())
+            .and_then(|(before, after)| Some(after.anonymous?.saturating_sub(before.anonymous?)));
+        if let Some(added) = added {
+            self.largest = tokens;
+            self.bytes.fetch_add(added.0, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Resident pages of this process's maps of a file, which several maps of it share: no more than the file has.

@@ -19,12 +19,14 @@ mod header;
 mod load;
 mod measure;
 mod prompt;
+mod record;
 mod runtime;
 mod sampling;
 mod sessions;
 mod template;
 mod text;
 mod thread;
+mod took;
 mod tools;
 mod weights;
 
@@ -58,7 +60,8 @@ pub struct GgufSettings {
     pub weights: Weights,
     /// Whether the model stays loaded.
     pub resident: bool,
-    /// The file that remembers what was measured; without one, nothing is.
+    /// The folder that remembers what was measured: which way to hold the weights is faster, and what loads took. Without
+    /// one, nothing is remembered.
     pub measurements: Option<PathBuf>,
     /// CPU threads; `None` takes all that this process may use.
     pub threads: Option<usize>,

@@ -8,6 +8,7 @@ use llama_cpp_2::llama_backend::LlamaBackend;
 use sarai_core::request::Capability;
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::measure::Growth;
 use crate::Error;
 
 /// llama.cpp, started on first use and kept to the end: its drop would free it under models still loaded. Its log goes
@@ -42,7 +43,7 @@ impl LoadTurn {
 
     /// Whether nothing else was active since this load began: what the process has grown by is this load's then.
     pub(super) fn was_alone(&self) -> bool {
-        self.activity.alone && Activity::counts().begun == self.activity.number
+        self.activity.was_alone()
     }
 }
 
@@ -67,6 +68,11 @@ impl Activity {
         Self { number: counts.begun, alone: counts.in_progress == 1 }
     }
 
+    /// Whether nothing else was in progress since it began.
+    fn was_alone(&self) -> bool {
+        self.alone && Self::counts().begun == self.number
+    }
+
     fn counts() -> std::sync::MutexGuard<'static, Counts> {
         static COUNTS: std::sync::Mutex<Counts> = std::sync::Mutex::new(Counts { begun: 0, in_progress: 0 });
         // Nothing panics while it is held.
@@ -79,13 +85,22 @@ impl Activity {
 /// whatever happens: models then share the CPUs out.
 pub(super) const GNU_OPENMP: bool = cfg!(all(feature = "openmp", target_os = "linux", target_env = "gnu"));
 
-/// Computes a step of a model that would like so many threads, with as many as it gets. It counts as over before anyone
-/// hears of its result, so that a load that follows is alone.
-pub(super) fn computing<T>(threads: usize, step: impl FnOnce(usize) -> T) -> T {
+/// Computes a step of so many tokens of a model that would like so many threads, with as many as it gets. It counts as
+/// over before anyone hears of its result, so that a load that follows is alone.
+pub(super) fn computing<T>(
+    threads: usize,
+    growth: &mut Growth,
+    tokens: usize,
+    step: impl FnOnce(usize) -> T,
+) -> T {
     static MODELS: AtomicUsize = AtomicUsize::new(0);
-    let _activity = Activity::begin();
+    let activity = Activity::begin();
     let models = MODELS.fetch_add(1, Ordering::Relaxed) + 1;
+    let before = growth.before(tokens);
     let result = step(if GNU_OPENMP { threads } else { (threads / models).max(1) });
+    if activity.was_alone() {
+        growth.after(tokens, before);
+    }
     MODELS.fetch_sub(1, Ordering::Relaxed);
     result
 }

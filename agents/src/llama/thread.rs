@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use sarai_core::backend::LoadRequest;
 use sarai_core::failure::{Failure, FailureKind};
@@ -16,8 +17,9 @@ use tokio_util::task::TaskTracker;
 use super::context::{Context, Shape};
 use super::header::Header;
 use super::load::Loaded;
+use super::measure::Growth;
 use super::runtime::{self, LoadTurn};
-use super::{GgufSettings, estimate, measure, weights};
+use super::{GgufSettings, estimate, measure, took, weights};
 use crate::Error;
 
 /// Commands that may wait for the thread; the pool's leases keep them below this.
@@ -29,6 +31,8 @@ pub(super) struct Thread<C> {
     n_ctx: u32,
     /// What the load added to this process's memory, where that could be measured.
     gained: Option<Footprint>,
+    /// What its steps have added.
+    growth: Growth,
     /// The thread has it; here it is for what needs no context.
     loaded: Weak<Loaded>,
     commands: mpsc::Sender<C>,
@@ -42,6 +46,7 @@ pub(super) struct Thread<C> {
 struct Ready {
     n_ctx: u32,
     gained: Option<Footprint>,
+    growth: Growth,
     loaded: Weak<Loaded>,
 }
 
@@ -52,6 +57,7 @@ pub(super) struct Workplace<'m, C> {
     pub(super) shape: &'m Shape,
     pub(super) loaded: &'m Loaded,
     pub(super) context: Context<'m>,
+    pub(super) growth: &'m mut Growth,
     pub(super) commands: mpsc::Receiver<C>,
     pub(super) stopping: CancellationToken,
 }
@@ -87,10 +93,10 @@ impl<C: Send + 'static> Thread<C> {
         };
         let thread = thread.map_err(|error| Failure::new(FailureKind::Engine, error))?;
         match loaded.await.unwrap_or_else(|_| Err(Error::EngineGone { path: path.clone() })) {
-            Ok(Ready { n_ctx, gained, loaded }) => {
+            Ok(Ready { n_ctx, gained, growth, loaded }) => {
                 let thread = Mutex::new(Some(thread));
                 let beside = TaskTracker::new();
-                Ok(Self { path, n_ctx, gained, loaded, commands, beside, stopping, thread })
+                Ok(Self { path, n_ctx, gained, growth, loaded, commands, beside, stopping, thread })
             }
             Err(error) => {
                 join(thread, &path).await;
@@ -105,6 +111,7 @@ impl<C: Send + 'static> Thread<C> {
 
     pub(super) fn memory(&self) -> Option<Footprint> {
         let anonymous = self.gained.and_then(|gained| gained.anonymous);
+        let anonymous = anonymous.map(|gained| gained + self.growth.bytes());
         Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous })
     }
 
@@ -157,11 +164,12 @@ fn run<C>(
     runtime::set_priority(settings.purpose);
     let repacked =
         weights::repacked(settings).map_or_else(|| weights::find_faster(settings, header, request), Ok);
-    let before = measure::process();
+    let (before, began) = (measure::process(), Instant::now());
     let loaded = match repacked.and_then(|repacked| Loaded::load(settings, repacked, request)) {
         Ok(loaded) => loaded,
         Err(error) => return drop(ready.send(Err(error))),
     };
+    let shared = Arc::strong_count(&loaded) > 1;
     let n_ctx = request.estimate.n_ctx.unwrap_or(header.int("{arch}.context_length").unwrap_or(512) as u32);
     let shape = estimate::shape(header, settings, n_ctx);
     let context = Context::new(&loaded, &shape)
@@ -173,12 +181,30 @@ fn run<C>(
     };
     let gained = gained(settings, before, &turn);
     drop(turn);
+    let load_time = began.elapsed();
     // llama.cpp makes the context a little longer than asked; the steps of a model that reads whole texts are not.
-    let n_ctx = if shape.pooling.is_some() { n_ctx } else { context.n_ctx() };
-    let is_ready = Ready { n_ctx, gained, loaded: Arc::downgrade(&loaded) };
-    if ready.send(Ok(is_ready)).is_ok() {
-        work(Workplace { settings, header, shape: &shape, loaded: &loaded, context, commands, stopping });
+    let made = if shape.pooling.is_some() { n_ctx } else { context.n_ctx() };
+    let mut growth = Growth::default();
+    let is_ready = Ready { n_ctx: made, gained, growth: growth.clone(), loaded: Arc::downgrade(&loaded) };
+    if ready.send(Ok(is_ready)).is_err() {
+        return;
     }
+    let growth = &mut growth;
+    work(Workplace {
+        settings,
+        header,
+        shape: &shape,
+        loaded: &loaded,
+        context,
+        growth: &mut *growth,
+        commands,
+        stopping,
+    });
+    // Weights that others share are not this one's; buffers that were not used to their end say too little.
+    let all_seen = !shared && growth.largest() >= shape.n_batch as usize / 2;
+    let anonymous = gained.and_then(|gained| gained.anonymous).map(|gained| gained + growth.bytes());
+    let most = gained.filter(|_| all_seen).map(|gained| Footprint { anonymous, ..gained });
+    took::remember(settings, n_ctx, most, load_time);
 }
 
 /// What the process has gained by a load: all that it grew by, where nothing else made it grow meanwhile. Else what is

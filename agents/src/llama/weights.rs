@@ -1,11 +1,6 @@
 //! How a file's weights are held: mapped as they are, or as a copy that is repacked for this CPU. Which is faster depends
 //! on the model, the machine and what is asked of it, so for a resident model that leaves it open both are tried, once.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use llama_cpp_2::token::LlamaToken;
@@ -16,9 +11,12 @@ use sarai_core::request::Capability;
 use super::context::{Batch, Context, compute};
 use super::header::Header;
 use super::load::Loaded;
+use super::record::{self, Record};
 use super::{GgufSettings, estimate, measure};
 use crate::Error;
 
+/// The file's name in the folder of measurements.
+const NAME: &str = "weights.json";
 /// Tokens of a text, and of an answer, that are timed; the best of several runs counts.
 const TEXT: usize = 64;
 const ANSWER: usize = 8;
@@ -31,8 +29,8 @@ pub(super) fn repacked(settings: &GgufSettings) -> Option<bool> {
         Weights::Repack => Some(true),
         Weights::Auto if !settings.resident => Some(false),
         // Nobody would remember what was measured.
-        Weights::Auto => match &settings.measurements {
-            Some(file) => read(file).get(&key(settings)).copied(),
+        Weights::Auto => match Record::of(settings, NAME) {
+            Some(record) => record.get(&record::key(settings)),
             None => Some(false),
         },
     }
@@ -51,10 +49,8 @@ pub(super) fn find_faster(
     measure::trim();
     let faster = repacked < mapped;
     tracing::info!(path = %settings.path.display(), ?mapped, ?repacked, "the faster way to hold the weights was measured");
-    if let Some(file) = &settings.measurements
-        && let Err(error) = remember(file, key(settings), faster)
-    {
-        tracing::warn!(file = %file.display(), %error, "what was measured could not be written and will be measured again");
+    if let Some(record) = Record::of(settings, NAME) {
+        record.put(record::key(settings), faster);
     }
     Ok(faster)
 }
@@ -100,31 +96,4 @@ fn work(context: &mut Context<'_>, purpose: Capability, n_vocab: i32) -> Result<
     }
     context.forget(0);
     Ok(took)
-}
-
-/// What a measurement holds for.
-fn key(settings: &GgufSettings) -> String {
-    let file = fs::metadata(&settings.path).ok();
-    let bytes = file.as_ref().map_or(0, fs::Metadata::len);
-    let modified = file.and_then(|file| file.modified().ok());
-    let threads = settings.threads.unwrap_or_else(super::runtime::cpus);
-    format!("{} {bytes} {modified:?} {} {threads}", settings.path.display(), settings.purpose)
-}
-
-/// A file that cannot be read holds nothing.
-fn read(file: &Path) -> BTreeMap<String, bool> {
-    fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
-}
-
-fn remember(file: &Path, key: String, repacked: bool) -> io::Result<()> {
-    static WRITING: Mutex<()> = Mutex::new(());
-    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut all = read(file);
-    all.insert(key, repacked);
-    if let Some(folder) = file.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let unfinished = file.with_extension(format!("{}.part", std::process::id()));
-    fs::write(&unfinished, serde_json::to_vec_pretty(&all)?)?;
-    fs::rename(&unfinished, file)
 }

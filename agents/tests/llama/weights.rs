@@ -93,9 +93,9 @@ async fn a_resident_model_that_leaves_it_open_is_held_in_the_way_that_was_measur
 async fn held_as_measured(kind: Kind, purpose: Capability) {
     let file = file(&Model::new(kind));
     let folder = tempfile::tempdir().unwrap();
-    let record = folder.path().join("below/weights.json");
-    let open =
-        GgufSettings { resident: true, measurements: Some(record.clone()), ..settings(&file.path, purpose) };
+    let below = folder.path().join("below");
+    let record = below.join("weights.json");
+    let open = GgufSettings { resident: true, measurements: Some(below), ..settings(&file.path, purpose) };
     load(open.clone()).await.unwrap().unload().await;
     let remembered = std::fs::read_to_string(&record).unwrap();
     let repacked: BTreeMap<String, bool> = serde_json::from_str(&remembered).unwrap();

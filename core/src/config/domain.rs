@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::request::{Capability, Sampling};
+use crate::scheduler::Eviction;
 use crate::units::{Bytes, HostName, ModelName, PipelineName, StepId};
 
 /// A whole, checked configuration.
@@ -225,6 +226,8 @@ pub struct MemoryConfig {
     pub max_concurrent_llms: usize,
     /// Where models run.
     pub strategy: Strategy,
+    /// Who is evicted first, within a class.
+    pub eviction: Eviction,
     /// How often the machine's memory is looked at without a cause.
     pub monitor_interval: Duration,
 }

@@ -10,6 +10,7 @@ use super::field::Field;
 use super::raw::{Preset, RawMemory, RawMetrics, RawQueue, RawSessions};
 use super::sources::{Overrides, Source};
 use super::values::Span;
+use crate::scheduler::Eviction;
 use crate::units::Bytes;
 
 /// Each takes a place in the pool's channels.
@@ -39,6 +40,7 @@ pub(super) fn memory(
         budget,
         max_concurrent_llms,
         strategy: check.setting(&at.key("strategy"), raw.strategy, Strategy::default()),
+        eviction: check.setting(&at.key("eviction"), raw.eviction, Eviction::default()),
         monitor_interval: positive(
             raw.monitor_interval,
             &at.key("monitor_interval"),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::domain::{Class, ModelRole, Strategy, Weights};
 use super::field::Field;
 use super::values::{Names, RawContext, Span};
+use crate::scheduler::Eviction;
 
 /// Language models on one machine: which there are, where they run, and how much memory they may take.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -159,6 +160,8 @@ pub(super) struct RawMemory {
     pub(super) max_concurrent_llms: Field<usize>,
     /// Where models run. Default: hybrid_http_gguf.
     pub(super) strategy: Field<Strategy>,
+    /// Who is evicted first, within a class. Default: cost_aware.
+    pub(super) eviction: Field<Eviction>,
     /// How often the machine's memory is looked at without a cause. Default: 30s.
     pub(super) monitor_interval: Field<Span>,
 }

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -32,15 +33,25 @@ pub struct Estimate {
     pub overhead: Bytes,
     /// The context length that the load will make, in tokens; `None` for models on hosts.
     pub n_ctx: Option<u32>,
+    /// What the same load took the last time, all its buffers in use; `None` where that was not measured.
+    pub measured_before: Option<Bytes>,
+    /// How long the same load took the last time.
+    pub load_time: Option<Duration>,
     /// Which weights these are, where other models may share them: then they count once.
     pub weights_id: Option<WeightsId>,
 }
 
 impl Estimate {
-    /// All kinds together: what the pool reserves, as long as nobody shares the weights.
+    /// All kinds together.
     #[must_use]
     pub fn total(&self) -> Bytes {
         self.weights + self.kv + self.compute + self.projector + self.overhead
+    }
+
+    /// What the pool reserves, as long as nobody shares the weights: what was measured before, else the total.
+    #[must_use]
+    pub fn reserve(&self) -> Bytes {
+        self.measured_before.unwrap_or_else(|| self.total())
     }
 }
 

@@ -152,12 +152,14 @@ impl PoolBuilder {
         let shared =
             Arc::new(Shared { slots, ready: DashMap::new(), events, metrics, probe: self.probe, most });
         limits.budget = shared.capped(limits.budget);
-        let scheduler = Scheduler::new(limits, specs);
+        let scheduler = Scheduler::new(limits, specs.clone());
         let driver = Driver::new(scheduler, Arc::clone(&shared), commanded, returned, self.monitor_interval);
         runtime.spawn(driver.run());
         let inner = Inner {
             shared,
             models,
+            limits,
+            specs,
             commands,
             returns,
             next_request: AtomicU64::new(0),

@@ -10,6 +10,7 @@ mod events;
 mod handle;
 mod lease;
 mod metrics;
+mod simulated;
 mod stream;
 mod usage;
 mod walk;
@@ -18,6 +19,7 @@ pub use builder::{ModelSpec, PlaceSpec, PoolBuilder};
 pub use events::{PoolEvent, PoolEvents};
 pub use handle::ModelHandle;
 pub use lease::Lease;
+pub use simulated::{Replay, Replayed, TracedRequest};
 pub use usage::{MemoryUsage, ModelMemory, PlannedModel};
 
 use std::collections::BTreeMap;
@@ -34,7 +36,7 @@ use crate::backend::{Backend, Model, ServedBy};
 use crate::config::{Class, ModelRole};
 use crate::error::Error;
 use crate::memory::Probe;
-use crate::scheduler::{Limits, PoolStatus, RequestId, SlotId};
+use crate::scheduler::{Limits, PoolStatus, RequestId, SlotId, SlotSpec};
 use crate::units::{Bytes, ModelName};
 use driver::Command;
 use lease::Returned;
@@ -51,6 +53,9 @@ pub struct ModelPool {
 struct Inner {
     shared: Arc<Shared>,
     models: BTreeMap<ModelName, ModelEntry>,
+    /// As the scheduler was given them.
+    limits: Limits,
+    specs: Vec<SlotSpec>,
     commands: mpsc::Sender<Command>,
     returns: mpsc::Sender<Returned>,
     next_request: AtomicU64,

@@ -205,6 +205,8 @@ fn estimate_by_kind<S: Serializer>(estimate: &Option<Estimate>, serializer: S) -
         projector: Bytes,
         overhead: Bytes,
         total: Bytes,
+        measured_before: Option<Bytes>,
+        load_seconds: Option<f64>,
         n_ctx: Option<u32>,
     }
     let by_kind = estimate.as_ref().map(|e| ByKind {
@@ -214,6 +216,8 @@ fn estimate_by_kind<S: Serializer>(estimate: &Option<Estimate>, serializer: S) -
         projector: e.projector,
         overhead: e.overhead,
         total: e.total(),
+        measured_before: e.measured_before,
+        load_seconds: e.load_time.map(|time| time.as_secs_f64()),
         n_ctx: e.n_ctx,
     });
     by_kind.serialize(serializer)

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::policy::{Candidate, Choice, Need, Together, choose};
 use super::queue::Waiting;
@@ -184,6 +185,8 @@ impl Scheduler {
         let slot = &mut self.slots[waiting.slot.0];
         let State::Ready { leases, .. } = &mut slot.state else { return };
         *leases += 1;
+        self.grants += 1;
+        slot.uses = (slot.uses_after(self.grants) + 1.0, self.grants);
         let loading = slot.loading_since(waiting.arrived);
         let queued = now.since(waiting.arrived).saturating_sub(loading);
         self.queue.remove(waiting.id);
@@ -328,10 +331,12 @@ impl Scheduler {
                     class: slot.spec.class,
                     claim: self.ledger.claim(&held.reservation),
                     idle: now.since(*idle_since),
+                    reload: slot.last_load.map_or(Duration::ZERO, |(started, ended)| ended.since(started)),
+                    uses: slot.uses_after(self.grants),
                 })
             })
             .collect();
-        choose(&candidates, &self.together(), need)
+        choose(&candidates, &self.together(), need, self.limits.eviction)
     }
 
     /// The models that get no new requests because someone has waited too long for their room.

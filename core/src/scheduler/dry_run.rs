@@ -112,6 +112,7 @@ impl Scheduler {
             shutdown: Shutdown::No,
             attainable: self.attainable,
             pressed: false,
+            grants: self.grants,
         }
     }
 }
@@ -121,6 +122,8 @@ fn copy_slot(slot: &Slot, from: &Ledger, to: &mut Ledger) -> Slot {
     let mut copy = Slot::new(slot.spec.clone());
     copy.pinned = slot.pinned;
     copy.took = slot.took;
+    copy.last_load = slot.last_load;
+    copy.uses = slot.uses;
     let (held, leases, idle_since) = match &slot.state {
         State::Ready { held, leases, idle_since, .. } => (held, *leases, *idle_since),
         State::Loading { held, started, .. } => (held, 0, *started),

@@ -12,7 +12,7 @@ mod slot;
 mod status;
 
 pub use dry_run::{Plan, PlannedLoad};
-pub use policy::{Candidate, Choice, Need, choose};
+pub use policy::{Candidate, Choice, Eviction, HALF_LIFE, Need, Together, choose};
 pub use slot::{Cause, Change, Phase};
 pub use status::{PoolStatus, SlotStatus};
 
@@ -61,6 +61,8 @@ pub struct Limits {
     pub budget: Bytes,
     /// Memory of the machine that is left to others, and to what this process holds besides models.
     pub reserve: Bytes,
+    /// Who is evicted first.
+    pub eviction: Eviction,
     /// LLMs that may be loaded or loading at once.
     pub max_concurrent_llms: usize,
     /// Requests that may wait at once.
@@ -77,6 +79,7 @@ impl Default for Limits {
         Self {
             budget: Bytes(6_000_000_000),
             reserve: Bytes::ZERO,
+            eviction: Eviction::default(),
             max_concurrent_llms: 3,
             max_waiting: 256,
             aging: Duration::from_secs(30),
@@ -250,6 +253,8 @@ pub struct Scheduler {
     attainable: Option<Bytes>,
     /// Whether models hold so much that idle ones have to go until they are below the ceiling.
     pressed: bool,
+    /// Requests that were let in so far.
+    grants: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,6 +288,7 @@ impl Scheduler {
             shutdown: Shutdown::No,
             attainable: None,
             pressed: false,
+            grants: 0,
         }
     }
 
@@ -401,8 +407,7 @@ impl Scheduler {
         let State::Estimating { .. } = self.slots[slot.0].state else { return };
         match result {
             Ok(mut estimate) if self.queue.waits_for(slot) => {
-                let took = self.slots[slot.0].took.unwrap_or_default();
-                estimate.overhead += took.saturating_sub(estimate.total());
+                estimate.measured_before = estimate.measured_before.max(self.slots[slot.0].took);
                 self.set_state(slot, State::Sized { estimate, left }, Cause::Request, now);
             }
             Ok(_) => self.set_state(slot, State::Absent, Cause::Abandoned, now),
@@ -422,13 +427,13 @@ impl Scheduler {
             Ok(measured) => {
                 // A file-backed page that has not been touched yet is not resident but will be: the larger of the
                 // two figures is what the model may come to hold.
-                let estimated = held.estimate.total();
+                let reserved = held.estimate.reserve();
                 let total = measured.and_then(|measured| measured.total());
-                let bytes = total.map_or(estimated, |total| total.max(estimated));
+                let bytes = total.map_or(reserved, |total| total.max(reserved));
                 self.ledger.settle(&held.reservation, bytes);
                 let entry = &mut self.slots[slot.0];
                 entry.failures = 0;
-                entry.took = total.filter(|total| *total > estimated);
+                entry.took = total.filter(|total| *total > reserved);
                 entry.backoff = None;
                 entry.last_load = Some((started, now));
                 let held = Held { measured, ..held };
@@ -473,11 +478,11 @@ impl Scheduler {
     /// meanwhile, and they wait for room again.
     fn unload_if_over_budget(&mut self, slot: SlotId, now: Timestamp) {
         let State::Ready { held, .. } = &self.slots[slot.0].state else { return };
-        let (asked, estimated) = (self.ledger.bytes(&held.reservation), held.estimate.total());
+        let (asked, reserved) = (self.ledger.bytes(&held.reservation), held.estimate.reserve());
         if self.can_make_good(slot, now) {
             return;
         }
-        if asked > estimated {
+        if asked > reserved {
             let own = &self.slots[slot.0].spec.model;
             let holders: Vec<_> = self.ledger.holders().into_iter().filter(|h| h.model != *own).collect();
             let budget = self.ledger.budget();

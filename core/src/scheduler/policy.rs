@@ -1,10 +1,25 @@
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::SlotId;
 use crate::config::Class;
 use crate::memory::{Claim, WeightsId};
 use crate::units::{Bytes, ModelName};
+
+/// Who is evicted first, within a class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Eviction {
+    /// Whose absence costs least for what it frees: long idle, large, quick to load again, seldom used.
+    #[default]
+    CostAware,
+    /// The least recently used.
+    Lru,
+}
 
 /// A slot that may be evicted: ready, idle and not pinned.
 #[derive(Clone, Debug)]
@@ -19,6 +34,27 @@ pub struct Candidate {
     pub claim: Claim,
     /// How long it has been idle.
     pub idle: Duration,
+    /// How long its last load took.
+    pub reload: Duration,
+    /// How often it was used of late: its uses, each counting half as much for every [`HALF_LIFE`] uses of any model since.
+    pub uses: f64,
+}
+
+/// See [`Candidate::uses`]. In requests and not in time, so that it suits slow and busy days. Longer, and what was wanted
+/// before the last change of subject counts too much; shorter, and only the last request counts.
+pub const HALF_LIFE: f64 = 8.0;
+
+/// No load is quicker than this, for a model on a host neither.
+const QUICKEST: Duration = Duration::from_millis(1);
+
+impl Candidate {
+    /// How little it costs to be without it: idle time × what it frees ÷ (time to load it again × uses). Where only a place
+    /// among the LLMs is needed, what it frees is the same for all.
+    fn worth(&self, need: Need) -> f64 {
+        let frees = if need.bytes > Bytes::ZERO { self.claim.total().0 as f64 } else { 1.0 };
+        let idle = self.idle.max(QUICKEST).as_secs_f64();
+        idle * frees / (self.reload.max(QUICKEST).as_secs_f64() * self.uses.max(f64::MIN_POSITIVE))
+    }
 }
 
 /// Who holds what several slots may hold together, those on their way out excepted.
@@ -48,15 +84,19 @@ pub struct Choice {
     pub sufficient: bool,
 }
 
-/// Chooses whom to evict: the lowest class first, within it the least recently used, and of these no more than
-/// needed.
+/// Chooses whom to evict: the lowest class first, within it by `eviction`, and of these no more than needed.
 ///
 /// A pure function: the same arguments always give the same choice, in whatever order the candidates come.
 #[must_use]
-pub fn choose(candidates: &[Candidate], held: &Together, need: Need) -> Choice {
+pub fn choose(candidates: &[Candidate], held: &Together, need: Need, eviction: Eviction) -> Choice {
     let mut order: Vec<&Candidate> = candidates.iter().collect();
     order.sort_by(|a, b| {
-        a.class.cmp(&b.class).then_with(|| b.idle.cmp(&a.idle)).then_with(|| a.slot.cmp(&b.slot))
+        let first = match eviction {
+            Eviction::CostAware => b.worth(need).total_cmp(&a.worth(need)),
+            Eviction::Lru => Ordering::Equal,
+        };
+        let lru = || b.idle.cmp(&a.idle).then_with(|| a.slot.cmp(&b.slot));
+        a.class.cmp(&b.class).then(first).then_with(lru)
     });
     let mut chosen: Vec<&Candidate> = Vec::new();
     for candidate in order {
@@ -108,13 +148,14 @@ mod tests {
     fn candidate(slot: usize, class: Class, bytes: u64, idle: u64) -> Candidate {
         let llm = Some(format!("m{slot}").parse().unwrap());
         let claim = Bytes(bytes).into();
-        Candidate { slot: SlotId(slot), llm, class, claim, idle: Duration::from_secs(idle) }
+        let (idle, reload) = (Duration::from_secs(idle), Duration::from_secs(1));
+        Candidate { slot: SlotId(slot), llm, class, claim, idle, reload, uses: 1.0 }
     }
 
     fn victims(candidates: &[Candidate], bytes: u64, llms: usize) -> Option<Vec<usize>> {
         let all = candidates.iter().filter_map(|c| c.llm.clone()).map(|model| (model, 1)).collect();
         let held = Together { llms: all, ..Together::default() };
-        let choice = choose(candidates, &held, Need { bytes: Bytes(bytes), llms });
+        let choice = choose(candidates, &held, Need { bytes: Bytes(bytes), llms }, Eviction::Lru);
         choice.sufficient.then(|| choice.victims.iter().map(|slot| slot.0).collect())
     }
 
@@ -150,8 +191,8 @@ mod tests {
             .map(|slot| Candidate { llm: Some(model.clone()), ..candidate(slot, Class::OnDemand, 0, 9) });
         let held = Together { llms: BTreeMap::from([(model, 2)]), ..Together::default() };
         let need = Need { bytes: Bytes::ZERO, llms: 1 };
-        assert!(!choose(&both[..1], &held, need).sufficient);
-        assert_eq!(choose(&both, &held, need).victims, [SlotId(0), SlotId(1)]);
+        assert!(!choose(&both[..1], &held, need, Eviction::Lru).sufficient);
+        assert_eq!(choose(&both, &held, need, Eviction::Lru).victims, [SlotId(0), SlotId(1)]);
     }
 
     #[test]
@@ -163,10 +204,36 @@ mod tests {
         };
         let all = [sharing(0, 30), sharing(1, 20), candidate(2, Class::OnDemand, 60, 10)];
         let held = Together { weights: BTreeMap::from([(id.clone(), 2)]), ..Together::default() };
-        let victims = |bytes| choose(&all, &held, Need { bytes: Bytes(bytes), llms: 0 }).victims;
+        let need = |bytes| Need { bytes: Bytes(bytes), llms: 0 };
+        let victims = |bytes| choose(&all, &held, need(bytes), Eviction::Lru).victims;
         assert_eq!(victims(1), [SlotId(0)]);
         assert_eq!(victims(40), [SlotId(0), SlotId(1)]);
         assert_eq!(victims(55), [SlotId(2)], "one alone is the smaller set");
+    }
+
+    #[test]
+    fn by_cost_the_one_goes_whose_absence_costs_least_for_what_it_frees() {
+        let victim = |a: Candidate, b: Candidate, need| {
+            let choice = choose(&[a, b], &Together::default(), need, Eviction::CostAware);
+            choice.victims[0].0
+        };
+        let bytes = Need { bytes: Bytes(1), llms: 0 };
+        let one = |slot| candidate(slot, Class::OnDemand, 10, 60);
+        let secs = Duration::from_secs;
+        assert_eq!(victim(one(0), Candidate { reload: secs(9), ..one(1) }, bytes), 0, "quick to load again");
+        assert_eq!(victim(one(0), Candidate { uses: 0.5, ..one(1) }, bytes), 1, "seldom used");
+        assert_eq!(victim(one(0), Candidate { idle: secs(90), ..one(1) }, bytes), 1, "long idle");
+        assert_eq!(victim(candidate(0, Class::OnDemand, 90, 60), one(1), bytes), 0, "large");
+        let preferred = Candidate { class: Class::Preferred, idle: secs(900), ..one(1) };
+        assert_eq!(victim(one(0), preferred, bytes), 0, "classes come first");
+        // A model on a host frees no bytes, but its place at next to no cost.
+        let remote = Candidate { claim: Bytes::ZERO.into(), reload: Duration::ZERO, idle: secs(1), ..one(1) };
+        let all = Together {
+            llms: BTreeMap::from([("m0".parse().unwrap(), 1), ("m1".parse().unwrap(), 1)]),
+            ..Together::default()
+        };
+        let place = Need { bytes: Bytes::ZERO, llms: 1 };
+        assert_eq!(choose(&[one(0), remote], &all, place, Eviction::CostAware).victims, [SlotId(1)]);
     }
 
     #[test]

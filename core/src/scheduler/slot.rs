@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{RequestId, SlotId, SlotSpec};
+use super::{HALF_LIFE, RequestId, SlotId, SlotSpec};
 use crate::config::Class;
 use crate::error::Error;
 use crate::failure::Failure;
@@ -24,6 +24,8 @@ pub(super) struct Slot {
     /// What its last load took, if that was more than estimated: the next estimate is no lower.
     pub(super) took: Option<Bytes>,
     pub(super) last_load: Option<(Timestamp, Timestamp)>,
+    /// Its uses so far, worth less with each of another model, and how many of all there were when that was counted.
+    pub(super) uses: (f64, u64),
     pub(super) unload_waiters: Vec<RequestId>,
 }
 
@@ -169,6 +171,7 @@ impl Slot {
             backoff: None,
             took: None,
             last_load: None,
+            uses: (0.0, 0),
             unload_waiters: Vec::new(),
         }
     }
@@ -181,6 +184,12 @@ impl Slot {
     /// Whether it counts for the limit on LLMs.
     pub(super) fn counts(&self) -> bool {
         self.spec.llm && self.state.held().is_some()
+    }
+
+    /// Its uses after so many of all models, each counting half as much for every half-life.
+    pub(super) fn uses_after(&self, grants: u64) -> f64 {
+        let (uses, counted) = self.uses;
+        uses * 0.5_f64.powf((grants - counted) as f64 / HALF_LIFE)
     }
 
     /// When its TTL ends, if it is idle and may be unloaded for that.

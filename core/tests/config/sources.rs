@@ -139,6 +139,7 @@ hosts.ollama.retries: 1  # default
 hosts.ollama.stall_timeout: 30s  # default
 hosts.ollama.total_timeout: 10m  # default
 hosts.ollama.url: http://127.0.0.1:11434  # default
+memory.eviction: cost_aware  # default
 memory.max_concurrent_llms: 3  # default
 memory.max_ram_gb: 12  # file config/sarai.yaml:5, .env GB
 memory.monitor_interval: 30s  # default

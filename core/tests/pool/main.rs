@@ -16,7 +16,7 @@ use sarai_core::answer::{Answer, AnswerEvent, AnswerStream, CallOptions};
 use sarai_core::config::{Class, ModelRole};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::request::{GenerateRequest, Message};
-use sarai_core::scheduler::{Limits, Phase};
+use sarai_core::scheduler::{Eviction, Limits, Phase};
 use sarai_core::testing::{FakeBackend, FakeProbe};
 use sarai_core::units::Bytes;
 
@@ -24,6 +24,7 @@ fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
     Limits {
         budget: Bytes(budget),
         reserve: Bytes::ZERO,
+        eviction: Eviction::Lru,
         max_concurrent_llms,
         max_waiting: 16,
         aging: Duration::from_secs(30),
@@ -72,9 +73,10 @@ async fn phase(pool: &ModelPool, model: &str) -> (Phase, usize) {
     (slot.phase, slot.leases)
 }
 
-/// Lets the other tasks run until `done` holds.
+/// Lets the other tasks run until `done` holds. Some of them are on other threads, whose time is the real one.
 async fn until(mut done: impl AsyncFnMut() -> bool) {
-    for _ in 0..10_000 {
+    let started = std::time::Instant::now();
+    while started.elapsed() < Duration::from_secs(30) {
         if done().await {
             return;
         }

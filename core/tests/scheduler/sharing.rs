@@ -6,7 +6,7 @@ use sarai_core::answer::Priority;
 use sarai_core::config::Class;
 use sarai_core::memory::{Estimate, WeightsId};
 use sarai_core::request::{Capabilities, Capability};
-use sarai_core::scheduler::{Ask, Effect, Event, Limits, RequestId, Scheduler, SlotId, SlotSpec};
+use sarai_core::scheduler::{Ask, Effect, Event, Eviction, Limits, RequestId, Scheduler, SlotId, SlotSpec};
 use sarai_core::units::{Bytes, Timestamp};
 
 /// Two models on one file: the second one fits beside the first because their weights count once.
@@ -26,7 +26,7 @@ fn models_that_share_their_weights_fit_where_two_files_would_not() {
         parallel: 1,
         ttl: None,
     };
-    let limits = Limits { budget: Bytes(100), max_concurrent_llms: 3, ..Limits::default() };
+    let limits = Limits { budget: Bytes(100), eviction: Eviction::Lru, ..Limits::default() };
     let mut scheduler = Scheduler::new(limits, ["short", "long", "other"].map(slot).to_vec());
     let now = Timestamp::default();
     let ask = |scheduler: &mut Scheduler, id: u64, slot: usize, estimate: Estimate| {

@@ -11,7 +11,7 @@ use sarai_core::failure::{Failure, FailureKind};
 use sarai_core::memory::Estimate;
 use sarai_core::request::{Capabilities, Capability};
 use sarai_core::scheduler::{
-    Ask, Change, Effect, Event, Limits, Phase, RequestId, Scheduler, SlotId, SlotSpec,
+    Ask, Change, Effect, Event, Eviction, Limits, Phase, RequestId, Scheduler, SlotId, SlotSpec,
 };
 use sarai_core::units::{Bytes, Timestamp};
 
@@ -46,6 +46,7 @@ pub(crate) fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
     Limits {
         budget: Bytes(budget),
         reserve: Bytes::ZERO,
+        eviction: Eviction::Lru,
         max_concurrent_llms,
         max_waiting: 8,
         aging: Duration::from_secs(30),
@@ -287,9 +288,9 @@ impl World {
             }
             Effect::StartLoad { slot, estimate } => {
                 assert!(!self.held.contains_key(&slot), "{slot:?} is loaded twice");
-                self.held.insert(slot, estimate.total().0);
+                self.held.insert(slot, estimate.reserve().0);
                 let limit = self.scheduler.status(self.now).limit;
-                let takes_none = estimate.total() == Bytes::ZERO;
+                let takes_none = estimate.reserve() == Bytes::ZERO;
                 let fits = self.held() <= limit.0 || takes_none;
                 assert!(fits, "{} held of {limit} that the machine has", self.held());
                 self.loading.push(slot);

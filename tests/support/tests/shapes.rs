@@ -9,6 +9,7 @@ fn the_tensors_take_as_many_bytes_as_the_shapes_and_types_say() {
         (Shape::Lfm2, 728_509_440),
         (Shape::Solar, 6_460_923_904),
         (Shape::Llama1b, 763_097_216),
+        (Shape::Omni7b, 4_677_120_000),
         (Shape::EmbeddingGemma, 327_060_480),
     ] {
         assert_eq!(shape.writer().tensor_bytes().unwrap(), bytes, "{}", shape.name());
@@ -48,6 +49,7 @@ fn the_vocabularies_are_full_and_a_tied_output_has_no_matrix() {
         (Shape::Lfm2, 65_536, true),
         (Shape::Solar, 32_000, false),
         (Shape::Llama1b, 128_256, true),
+        (Shape::Omni7b, 152_064, false),
         (Shape::EmbeddingGemma, 262_144, true),
     ] {
         let file = shape.writer();

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::{Batch, Context, SeqId, Shape, Step};
 use super::load::Loaded;
+use super::measure::Growth;
 use super::prompt::common;
 use super::runtime;
 use super::sessions::Sessions;
@@ -101,6 +102,7 @@ pub(super) struct Engine<'m> {
     pace: Pace,
     batch: Batch,
     threads: usize,
+    growth: &'m mut Growth,
 }
 
 /// A sequence's part of a step.
@@ -127,6 +129,7 @@ impl<'m> Engine<'m> {
         sessions: Option<Sessions>,
         shape: &Shape,
         parallel: u32,
+        growth: &'m mut Growth,
     ) -> Self {
         let whole = loaded.is_recurrent();
         Self {
@@ -143,6 +146,7 @@ impl<'m> Engine<'m> {
             pace: Pace::new(shape.n_batch as usize),
             batch: Batch::default(),
             threads: shape.threads,
+            growth,
         }
     }
 
@@ -375,7 +379,7 @@ impl<'m> Engine<'m> {
             may_stop && (stopping.is_cancelled() || parts.iter().all(|part| self.running[part.at].unread()))
                 || may_give_up && self.pace.gives_up(prompts, started.elapsed()) && someone_comes()
         };
-        let stepped = runtime::computing(self.threads, |threads| {
+        let stepped = runtime::computing(self.threads, self.growth, self.batch.len(), |threads| {
             self.context.set_threads(threads);
             self.context.decode(&self.batch, &stop)
         });

@@ -86,6 +86,11 @@ impl Body {
         self.writer.push(Tensor::new(format!("{name}.weight"), [u64::from(n)], TensorType::F32, ones));
     }
 
+    /// A bias, all 0.
+    pub(super) fn bias(&mut self, name: &str, n: u32) {
+        self.writer.push(Tensor::new(format!("{name}.bias"), [u64::from(n)], TensorType::F32, |_, _| {}));
+    }
+
     /// Queries, keys, values and the way back, of block `block`: the attention numbered `i` of `n`.
     pub(super) fn attention(&mut self, block: &str, i: u32, n: u32) {
         let Dimensions { n_embd, n_head_kv, .. } = self.dimensions;

@@ -24,13 +24,15 @@ pub enum Shape {
     Solar,
     /// Llama-3.2-1B, Q4_0: 0.8 GB.
     Llama1b,
+    /// The language model of Qwen2.5-Omni-7B, Q4_K_M: 4.7 GB.
+    Omni7b,
     /// EmbeddingGemma-300M with its dense modules, Q8_0: 0.3 GB.
     EmbeddingGemma,
 }
 
 impl Shape {
     /// All there are.
-    pub const ALL: [Self; 4] = [Self::Lfm2, Self::Solar, Self::Llama1b, Self::EmbeddingGemma];
+    pub const ALL: [Self; 5] = [Self::Lfm2, Self::Solar, Self::Llama1b, Self::Omni7b, Self::EmbeddingGemma];
 
     /// A name for the shape's file, without `.gguf`.
     pub fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Shape {
             Self::Lfm2 => "lfm2-1.2b-q4_k_m",
             Self::Solar => "solar-10.7b-q4_k_m",
             Self::Llama1b => "llama-1b-q4_0",
+            Self::Omni7b => "omni-7b-q4_k_m",
             Self::EmbeddingGemma => "embeddinggemma-300m-q8_0",
         }
     }
@@ -57,6 +60,7 @@ impl Shape {
             Self::Lfm2 => text::lfm2(),
             Self::Solar => text::solar(),
             Self::Llama1b => text::llama_1b(),
+            Self::Omni7b => text::omni_7b(),
             Self::EmbeddingGemma => embedding::gemma(),
         }
     }

@@ -42,6 +42,44 @@ pub(super) fn llama_1b() -> Writer {
     llama(body, dimensions, &vocab)
 }
 
+pub(super) fn omni_7b() -> Writer {
+    let vocab = words(Vocab::byte_level("qwen2", false), 152_064);
+    let dimensions = Dimensions {
+        n_layer: 28,
+        n_embd: 3584,
+        n_ff: 18_944,
+        n_head: 28,
+        n_head_kv: 4,
+        n_ctx: 32_768,
+        rope_freq_base: 1_000_000.0,
+    };
+    let Dimensions { n_layer, n_embd, n_head_kv, .. } = dimensions;
+    let mut body = Body::new(Shape::Omni7b, "qwen2vl", Mix::Q4_K_M, dimensions, &vocab);
+    body.writer.set("tokenizer.chat_template", CHATML);
+    body.key("attention.head_count_kv", n_head_kv);
+    body.key("attention.layer_norm_rms_epsilon", 1e-6_f32);
+    // Of time, height and width; for text, the three positions are the same.
+    body.key("rope.dimension_sections", vec![16_i32, 24, 24, 0]);
+    body.embedding(&vocab, false, 0);
+    body.output(&vocab);
+    body.norm("output_norm", n_embd);
+    for i in 0..n_layer {
+        let block = format!("blk.{i}");
+        body.norm(&format!("{block}.attn_norm"), n_embd);
+        body.attention(&block, i, n_layer);
+        for (name, n) in [
+            ("q", n_embd),
+            ("k", dimensions.head_size() * n_head_kv),
+            ("v", dimensions.head_size() * n_head_kv),
+        ] {
+            body.bias(&format!("{block}.attn_{name}"), n);
+        }
+        body.norm(&format!("{block}.ffn_norm"), n_embd);
+        body.gated(&block, i);
+    }
+    body.writer
+}
+
 fn llama(mut body: Body, dimensions: Dimensions, vocab: &Vocab) -> Writer {
     let Dimensions { n_layer, n_embd, n_head_kv, .. } = dimensions;
     body.writer.set("tokenizer.chat_template", CHATML);

@@ -1,0 +1,80 @@
+//! What loads really take, remembered for the next time. In a process of its own: memory that something else takes
+//! meanwhile is nobody's.
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use sarai_agents::llama::{GgufBackend, GgufSettings};
+use sarai_core::backend::{Backend, LoadRequest, Model as Loaded};
+use sarai_core::config::{Context, Weights};
+use sarai_core::memory::Estimate;
+use sarai_core::request::{Capability, GenerateRequest, Sampling};
+use sarai_core::units::Bytes;
+use sarai_support::gguf::{Kind, Model};
+use tokio_util::sync::CancellationToken;
+
+async fn estimate(settings: &GgufSettings) -> Estimate {
+    GgufBackend::new(settings.clone()).estimate(Bytes::from_gb(8.0)).await.unwrap()
+}
+
+async fn load(settings: &GgufSettings) -> Arc<dyn Loaded> {
+    let request = LoadRequest {
+        estimate: estimate(settings).await,
+        cancel: CancellationToken::new(),
+        progress: Arc::new(|_| {}),
+    };
+    GgufBackend::new(settings.clone()).load(request).await.unwrap()
+}
+
+async fn read(model: &dyn Loaded, words: usize) {
+    let sampling = Sampling { max_tokens: Some(1), ..Sampling::default() };
+    let request = GenerateRequest::raw("the dog ".repeat(words)).with_sampling(sampling);
+    let deltas: Vec<_> = model.generate(request).await.unwrap().collect().await;
+    assert!(deltas.iter().all(Result::is_ok));
+}
+
+fn settings(file: &Path, folder: &Path) -> GgufSettings {
+    GgufSettings {
+        measurements: Some(folder.to_owned()),
+        context: Context::Fixed(2048),
+        weights: Weights::Repack,
+        ..GgufSettings::new(file, Capability::Generate)
+    }
+}
+
+#[tokio::test]
+async fn what_a_load_took_is_remembered_once_all_of_it_was_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    Model::new(Kind::Llama).n_embd(1024).n_head(16).n_ff(4096).n_layer(6).write_to(&file).unwrap();
+    let settings = settings(&file, folder.path());
+    let first = estimate(&settings).await;
+    assert_eq!((first.measured_before, first.load_time), (None, None));
+    assert_eq!(first.reserve(), first.total());
+
+    // A few tokens do not show what a long prompt takes.
+    let model = load(&settings).await;
+    read(&*model, 3).await;
+    model.unload().await;
+    let second = estimate(&settings).await;
+    assert_eq!(second.measured_before, None);
+    assert!(second.load_time.unwrap() < Duration::from_mins(1));
+
+    let model = load(&settings).await;
+    let at_load = model.memory().unwrap().total().unwrap();
+    read(&*model, 300).await;
+    let in_use = model.memory().unwrap().total().unwrap();
+    assert!(in_use > at_load + Bytes(1_000_000), "{at_load} {in_use}");
+    model.unload().await;
+    let third = estimate(&settings).await;
+    assert_eq!(third.measured_before, Some(in_use));
+    assert_eq!((third.reserve(), third.total()), (in_use, first.total()));
+
+    // Another context is another load.
+    let other = GgufSettings { context: Context::Fixed(1024), ..settings.clone() };
+    assert_eq!(estimate(&other).await.measured_before, None);
+}
