@@ -33,6 +33,8 @@ pub(super) struct Shape {
     pub(super) threads: usize,
     /// How the results of a text's tokens become the text's; `None` where tokens are generated.
     pub(super) pooling: Option<Pooling>,
+    /// Whether the model has no scores of its vocabulary: it is an encoder.
+    pub(super) scoreless: bool,
 }
 
 /// How the results of a text's tokens become the text's.
@@ -45,6 +47,9 @@ pub(super) enum Pooling {
     /// Scores of the classification head.
     Rank,
 }
+
+/// Whether the room for scores is this process's plain memory. With a GPU it may be the driver's.
+const KEEPS_SCORES: bool = !cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan"));
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +111,46 @@ impl<'m> Context<'m> {
         if !runtime::GNU_OPENMP {
             context.attach_pool(shape.threads);
         }
+        if shape.scoreless && KEEPS_SCORES {
+            context.give_back_scores(shape.n_batch as usize)?;
+        }
         Some(context)
+    }
+
+    /// llama.cpp has room for a score of each token of the vocabulary at each token of a step, for a model that never has
+    /// any, too, and fills it with zeros: 1 MB a token for EmbeddingGemma. This makes it take that room now, in a step of
+    /// `tokens` that is stopped at once, and gives the pages back; they stay zeros, which nobody reads.
+    fn give_back_scores(&mut self, tokens: usize) -> Option<()> {
+        let mut batch = Batch::default();
+        for position in 0..tokens {
+            batch.push(LlamaToken(0), position, 0, true);
+        }
+        self.decode(&batch, &|| true).ok()?;
+        self.forget(0);
+        #[cfg(target_os = "linux")]
+        {
+            let n_vocab = usize::try_from(self.loaded.model().vocab().n_tokens()).ok()?;
+            // SAFETY: the context is live.
+            let scores = unsafe { sys::llama_get_logits(self.raw.as_ptr()) };
+            if scores.is_null() {
+                return Some(());
+            }
+            let (page, start) = (rustix::param::page_size(), scores.addr());
+            let (from, to) =
+                (start.next_multiple_of(page), (start + tokens * n_vocab * size_of::<f32>()) / page * page);
+            if from < to {
+                // SAFETY: whole pages within the room for `tokens` scores of the vocabulary, which the step above has made
+                // and which is plain memory of the C library's (see `KEEPS_SCORES`). They hold zeros and will again.
+                let given = unsafe {
+                    let pages = scores.byte_add(from - start).cast();
+                    rustix::mm::madvise(pages, to - from, rustix::mm::Advice::LinuxDontNeed)
+                };
+                if let Err(error) = given {
+                    tracing::warn!(%error, "memory for scores that no encoder has could not be given back");
+                }
+            }
+        }
+        Some(())
     }
 
     /// Without OpenMP: threads of its own that sleep between steps, instead of new ones for every step, which poll.

@@ -25,11 +25,11 @@ const KV_ELEMENT: u128 = 2;
 
 /// What a vocabulary's entry takes in llama.cpp: the text in three tables with their nodes; and a merge, two texts in
 /// one. Counted from the structures of llama-vocab.cpp, rounded up.
-const TOKEN_BYTES: u64 = 256;
+const TOKEN_BYTES: u64 = 160;
 const MERGE_BYTES: u64 = 192;
 
 /// Thread, graph metadata and what the allocators keep.
-const BASE_BYTES: u64 = 8 << 20;
+const BASE_BYTES: u64 = 4 << 20;
 
 /// The estimate for the longest context that memory allows: where the context is `auto` and it does not fit beside the
 /// weights, a shorter one is tried before the load is given up.
@@ -38,7 +38,7 @@ pub(super) fn estimate(header: &Header, settings: &GgufSettings, available: Byte
     let longest = contexts.next().unwrap_or(1);
     let mut estimate = estimate_at(header, settings, longest);
     for n_ctx in contexts {
-        if estimate.reserve() <= available {
+        if estimate.at_load() <= available {
             break;
         }
         estimate = estimate_at(header, settings, n_ctx);
@@ -61,6 +61,7 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
         ),
         projector: Bytes::ZERO,
         overhead: Bytes(overhead(header)) + adapters(settings),
+        passing: if made.scoreless { shape.scores(step.into()) } else { Bytes::ZERO },
         n_ctx: Some(n_ctx),
         ..Estimate::default()
     };
@@ -79,6 +80,7 @@ pub(super) fn shape(header: &Header, settings: &GgufSettings, n_ctx: u32) -> con
         // One for each; only some of them run at once.
         n_outputs: generates.then_some(n_seq),
         threads: settings.threads.unwrap_or_else(runtime::cpus),
+        scoreless: is_encoder(header),
         pooling: match settings.purpose {
             Capability::Generate => None,
             // A model without a pooling of its own, as most that generate.
@@ -190,19 +192,23 @@ impl Shape {
         bytes((0..self.blocks).map(block).sum())
     }
 
-    /// The largest intermediate results that can be alive together in a step, in F32: states and the feed-forward's
+    /// The largest intermediate results that are alive together in a step, in F32: two states and the feed-forward's
     /// halves, and the logits. Besides, where tokens are generated, the attention's mask in F32 and F16, because flash
     /// attention keeps no scores; else the scores.
     fn compute_bytes(&self, step: u128, n_ctx: u128, outputs: u128) -> Bytes {
-        let states = step * (8 * self.width + 3 * self.feed_forward) * 4;
-        let scores = if outputs > 0 {
-            step * n_ctx.next_multiple_of(256) * 6
-        } else {
-            2 * step * n_ctx * self.heads * 4
-        };
+        let states = step * (2 * self.width + 2 * self.feed_forward) * 4;
+        let scores =
+            if outputs > 0 { step * n_ctx.next_multiple_of(256) * 6 } else { step * n_ctx * self.heads * 4 };
         // Once in the graph, once where they are read.
         let logits = 2 * outputs * self.vocabulary * 4;
         bytes(states + scores + logits)
+    }
+}
+
+impl Shape {
+    /// A score of each token of the vocabulary at each token of a step.
+    fn scores(&self, step: u128) -> Bytes {
+        bytes(step * self.vocabulary * 4)
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Estimate {
     pub projector: Bytes,
     /// Vocabulary, metadata and the allocator's own.
     pub overhead: Bytes,
+    /// What the load takes besides, and has given back when it ends.
+    pub passing: Bytes,
     /// The context length that the load will make, in tokens; `None` for models on hosts.
     pub n_ctx: Option<u32>,
     /// What the same load took the last time, all its buffers in use; `None` where that was not measured.
@@ -48,10 +50,17 @@ impl Estimate {
         self.weights + self.kv + self.compute + self.projector + self.overhead
     }
 
-    /// What the pool reserves, as long as nobody shares the weights: what was measured before, else the total.
+    /// What the pool reserves for a loaded model, as long as nobody shares the weights: what was measured before, else the
+    /// total.
     #[must_use]
     pub fn reserve(&self) -> Bytes {
         self.measured_before.unwrap_or_else(|| self.total())
+    }
+
+    /// What it reserves while the model is loaded.
+    #[must_use]
+    pub fn at_load(&self) -> Bytes {
+        self.reserve() + self.passing
     }
 }
 

@@ -61,7 +61,7 @@ impl From<&Estimate> for Claim {
     fn from(estimate: &Estimate) -> Self {
         let weights = estimate.weights_id.clone().map(|id| (id, estimate.weights));
         let shared = weights.as_ref().map_or(Bytes::ZERO, |(_, bytes)| *bytes);
-        Self { own: estimate.reserve().saturating_sub(shared), weights }
+        Self { own: estimate.at_load().saturating_sub(shared), weights }
     }
 }
 
