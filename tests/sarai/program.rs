@@ -169,6 +169,48 @@ fn a_plan_shows_what_would_be_loaded_and_loads_nothing() {
 }
 
 #[test]
+fn a_trace_is_played_on_several_budgets_and_loads_nothing() {
+    let site = Site::new();
+    // SOLAR's host costs nothing here; the other two fit together only in the larger budget.
+    site.write("trace.csv", "time, model, seconds\n0, lfm2, 1\n10, omni, 1\n20, lfm2, 1\n30, solar, 1\n");
+    let budgets = ["--budget", "0.02", "--budget", "1"];
+    let arguments = [&["simulate", "trace.csv", "--eviction", "lru"][..], &budgets].concat();
+    let (object, code, _) = site.json(&nobody(), &arguments);
+    assert_eq!(code, 0, "{object}");
+    let [small, large] = object["simulations"].as_array().unwrap().as_slice() else { panic!("{object}") };
+    let counts =
+        |one: &Value| ["requests", "served", "loads", "evictions"].map(|key| one[key].as_u64().unwrap());
+    assert_eq!((counts(small), counts(large)), ([4, 4, 4, 2], [4, 4, 3, 0]), "{object}");
+    assert_eq!(large["eviction"], "lru");
+    assert_eq!(large["assumed_load_times"], json!(["lfm2", "omni"]));
+
+    // The same in JSON lines, from stdin.
+    let lines = r#"{"time": 0, "model": "lfm2"}"#;
+    let mut command = site.sarai(&nobody(), &["simulate", "-", "--json"]);
+    let object: Value = serde_json::from_slice(&command.write_stdin(lines).output().unwrap().stdout).unwrap();
+    assert_eq!(object["simulations"].as_array().unwrap().len(), 2, "by cost and LRU");
+}
+
+#[test]
+fn a_bad_trace_is_told_with_its_line() {
+    let site = Site::new();
+    for (trace, said) in [
+        ("when,model\n1,lfm2\n", "trace.csv, line 1: no column \"time\""),
+        ("time,model\n1,lfm2\nsoon,lfm2\n", "line 3: "),
+        ("time,model\n-1,lfm2\n", "line 2: time is not a number of seconds"),
+        ("{\"time\": 1}\n", "line 1: missing field `model`"),
+        ("time,model\n", "it has no requests"),
+        ("time,model\n1,lmf2\n", "unknown model \"lmf2\", did you mean \"lfm2\"?"),
+    ] {
+        site.write("trace.csv", trace);
+        let (object, code, _) = site.json(&nobody(), &["simulate", "trace.csv"]);
+        let message = object["error"]["message"].as_str().unwrap();
+        assert!(message.contains(said), "{message}");
+        assert_eq!(code, 2, "{message}");
+    }
+}
+
+#[test]
 fn a_check_tells_every_setting_and_where_it_comes_from() {
     let site = Site::new();
     let output = site.sarai(&nobody(), &["check", "--resolved", "--max-ram-gb", "3"]).output().unwrap();

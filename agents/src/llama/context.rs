@@ -13,6 +13,7 @@ use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
 
 use super::load::Loaded;
+use super::log;
 use super::runtime;
 use crate::Error;
 
@@ -218,7 +219,11 @@ impl<'m> Context<'m> {
         unsafe extern "C" fn asked(stop: *mut c_void) -> bool {
             // SAFETY: `stop` is the pointer given below, which lives until the callback is taken away again.
             let stop = unsafe { &*stop.cast::<&dyn Fn() -> bool>() };
-            stop()
+            let stops = stop();
+            if stops {
+                log::step_is_stopped(true);
+            }
+            stops
         }
         let mut n_seq = vec![1_i32; batch.tokens.len()];
         let mut sequences: Vec<*mut SeqId> =
@@ -241,6 +246,7 @@ impl<'m> Context<'m> {
             sys::llama_set_abort_callback(raw, Some(asked), data);
             let code = sys::llama_decode(raw, raw_batch);
             sys::llama_set_abort_callback(raw, None, std::ptr::null_mut());
+            log::step_is_stopped(false);
             code
         };
         let code = if std::mem::take(&mut self.plans_again) {

@@ -17,6 +17,7 @@ mod estimate;
 mod generator;
 mod header;
 mod load;
+mod log;
 mod measure;
 mod prompt;
 mod record;

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use llama_cpp_2::LogOptions;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use sarai_core::request::Capability;
 use tokio::sync::{Mutex, MutexGuard};
@@ -16,7 +15,7 @@ use crate::Error;
 pub(super) fn backend() -> Result<&'static LlamaBackend, Error> {
     static BACKEND: OnceLock<Result<LlamaBackend, Arc<llama_cpp_2::LlamaCppError>>> = OnceLock::new();
     let started = BACKEND.get_or_init(|| {
-        llama_cpp_2::send_logs_to_tracing(LogOptions::default());
+        super::log::send_to_tracing();
         LlamaBackend::init().map_err(Arc::new)
     });
     started.as_ref().map_err(|source| Error::Runtime { source: Arc::clone(source) })
