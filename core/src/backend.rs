@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Failure, FailureKind};
-use crate::memory::{Estimate, Footprint};
+use crate::memory::{Estimate, Footprint, Freed};
 use crate::request::{Capabilities, Capability, Embeddings, GenerateRequest, LabelScore, TokenStream};
 use crate::units::{Bytes, HostName};
 
@@ -167,8 +167,9 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
         Err(unsupported(Capability::Rerank))
     }
 
-    /// Gives the model's local memory back; returns when it is back. The pool calls it once, when no request runs.
-    async fn unload(&self);
+    /// Gives the model's local memory back; returns when it is back, with what came back where that could be measured. The
+    /// pool calls it once, when no request runs.
+    async fn unload(&self) -> Option<Freed>;
 }
 
 fn unsupported(capability: Capability) -> Failure {

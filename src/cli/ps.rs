@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
 use sarai::agents::ollama::{Client, HostModel};
+use sarai::core::memory::Estimate;
 use sarai::core::pool::{ModelMemory, PlannedModel};
 use sarai::core::units::Bytes;
 use sarai::{Error, MemoryUsage, Sarai};
@@ -211,12 +212,22 @@ fn hosts_text(hosts: &BTreeMap<String, HostState>) -> String {
     text
 }
 
+/// What a load takes, and whether that is estimated or was measured.
+fn size_text(estimate: &Estimate) -> String {
+    let bytes = match estimate.measured_before {
+        Some(measured) => format!(", {measured} as measured before ({} estimated)", estimate.total()),
+        None => format!(", {} estimated", estimate.total()),
+    };
+    let time = estimate.load_time.map(|time| format!(", loads in {:.1} s", time.as_secs_f64()));
+    bytes + &time.unwrap_or_default()
+}
+
 fn plan_text(plan: &PlannedModel) -> String {
     let names = |names: &[sarai::core::units::ModelName]| {
         names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     let role = if plan.fallback { " (fallback)" } else { "" };
-    let size = plan.estimate.as_ref().map(|estimate| format!(", {}", estimate.total())).unwrap_or_default();
+    let size = plan.estimate.as_ref().map(size_text).unwrap_or_default();
     let verdict = match (&plan.refuse, plan.fits) {
         (Some(error), _) => format!("would be refused: {error}"),
         (None, false) => "would wait for models in use".to_owned(),

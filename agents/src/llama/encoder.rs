@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use llama_cpp_2::token::LlamaToken;
 use sarai_core::backend::{LoadRequest, Model};
 use sarai_core::failure::Failure;
-use sarai_core::memory::Footprint;
+use sarai_core::memory::{Footprint, Freed};
 use sarai_core::request::{Capability, Embeddings, LabelScore};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
@@ -149,8 +149,8 @@ impl Model for Encoder {
         Ok(results.iter().map(|scores| probabilities(&scores[..1.min(scores.len())])[0]).collect())
     }
 
-    async fn unload(&self) {
-        self.thread.unload(Command::Stop).await;
+    async fn unload(&self) -> Option<Freed> {
+        self.thread.unload(Command::Stop).await
     }
 }
 

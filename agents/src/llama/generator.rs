@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sarai_core::backend::{LoadRequest, Model};
 use sarai_core::failure::Failure;
-use sarai_core::memory::Footprint;
+use sarai_core::memory::{Footprint, Freed};
 use sarai_core::request::{Delta, GenerateRequest, TokenStream};
 use tokio::sync::mpsc;
 
@@ -81,7 +81,7 @@ impl Model for Generator {
         Ok(Box::pin(deltas))
     }
 
-    async fn unload(&self) {
-        self.thread.unload(Command::Stop).await;
+    async fn unload(&self) -> Option<Freed> {
+        self.thread.unload(Command::Stop).await
     }
 }

@@ -46,8 +46,9 @@ impl LoadTurn {
     }
 }
 
-/// A load or a step in progress. Either makes the process grow, a step by touching buffers for the first time.
-struct Activity {
+/// A load, a step or an unload in progress. Each changes what the process holds, a step by touching buffers for the first
+/// time.
+pub(super) struct Activity {
     /// How many had begun, this one included.
     number: u64,
     /// Whether no other one was in progress when it began.
@@ -60,7 +61,7 @@ struct Counts {
 }
 
 impl Activity {
-    fn begin() -> Self {
+    pub(super) fn begin() -> Self {
         let mut counts = Self::counts();
         counts.begun += 1;
         counts.in_progress += 1;
@@ -68,7 +69,7 @@ impl Activity {
     }
 
     /// Whether nothing else was in progress since it began.
-    fn was_alone(&self) -> bool {
+    pub(super) fn was_alone(&self) -> bool {
         self.alone && Self::counts().begun == self.number
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use sarai_core::backend::LoadRequest;
 use sarai_core::failure::{Failure, FailureKind};
-use sarai_core::memory::Footprint;
+use sarai_core::memory::{Footprint, Freed};
 use sarai_core::request::Capability;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use super::context::{Context, Shape};
 use super::header::Header;
 use super::load::Loaded;
 use super::measure::Growth;
-use super::runtime::{self, LoadTurn};
+use super::runtime::{self, Activity, LoadTurn};
 use super::{GgufSettings, estimate, measure, took, weights};
 use crate::Error;
 
@@ -33,6 +33,8 @@ pub(super) struct Thread<C> {
     gained: Option<Footprint>,
     /// What its steps have added.
     growth: Growth,
+    /// Whether others had its weights before it.
+    shared: bool,
     /// The thread has it; here it is for what needs no context.
     loaded: Weak<Loaded>,
     commands: mpsc::Sender<C>,
@@ -47,6 +49,7 @@ struct Ready {
     n_ctx: u32,
     gained: Option<Footprint>,
     growth: Growth,
+    shared: bool,
     loaded: Weak<Loaded>,
 }
 
@@ -93,10 +96,10 @@ impl<C: Send + 'static> Thread<C> {
         };
         let thread = thread.map_err(|error| Failure::new(FailureKind::Engine, error))?;
         match loaded.await.unwrap_or_else(|_| Err(Error::EngineGone { path: path.clone() })) {
-            Ok(Ready { n_ctx, gained, growth, loaded }) => {
+            Ok(Ready { n_ctx, gained, growth, shared, loaded }) => {
                 let thread = Mutex::new(Some(thread));
                 let beside = TaskTracker::new();
-                Ok(Self { path, n_ctx, gained, growth, loaded, commands, beside, stopping, thread })
+                Ok(Self { path, n_ctx, gained, growth, shared, loaded, commands, beside, stopping, thread })
             }
             Err(error) => {
                 join(thread, &path).await;
@@ -138,7 +141,11 @@ impl<C: Send + 'static> Thread<C> {
     }
 
     /// Ends the thread's work and waits until all it held is given back. `stop` wakes it if it waits.
-    pub(super) async fn unload(&self, stop: C) {
+    pub(super) async fn unload(&self, stop: C) -> Option<Freed> {
+        let activity = Activity::begin();
+        let before = measure::process().and_then(|before| before.total());
+        // Others still hold the weights then.
+        let shared = self.shared || self.loaded.strong_count() > 1;
         self.stopping.cancel();
         // An error means that it has ended already.
         let _ended = self.commands.send(stop).await;
@@ -148,6 +155,9 @@ impl<C: Send + 'static> Thread<C> {
         if let Some(thread) = thread {
             join(thread, &self.path).await;
         }
+        let after = measure::process().and_then(|after| after.total())?;
+        let gained = self.gained.filter(|_| !shared && activity.was_alone())?;
+        Some(Freed { held: gained.total()? + self.growth.bytes(), returned: before?.saturating_sub(after) })
     }
 }
 
@@ -185,7 +195,8 @@ fn run<C>(
     // llama.cpp makes the context a little longer than asked; the steps of a model that reads whole texts are not.
     let made = if shape.pooling.is_some() { n_ctx } else { context.n_ctx() };
     let mut growth = Growth::default();
-    let is_ready = Ready { n_ctx: made, gained, growth: growth.clone(), loaded: Arc::downgrade(&loaded) };
+    let loaded_here = Arc::downgrade(&loaded);
+    let is_ready = Ready { n_ctx: made, gained, growth: growth.clone(), shared, loaded: loaded_here };
     if ready.send(Ok(is_ready)).is_err() {
         return;
     }

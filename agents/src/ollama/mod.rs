@@ -15,7 +15,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sarai_core::backend::{Backend, LoadRequest, Model, ServedBy};
 use sarai_core::failure::Failure;
-use sarai_core::memory::{Estimate, Footprint};
+use sarai_core::memory::{Estimate, Footprint, Freed};
 use sarai_core::request::{Capabilities, Capability, Embeddings, GenerateRequest, TokenStream};
 use sarai_core::units::Bytes;
 
@@ -78,5 +78,7 @@ impl Model for OllamaBackend {
         Ok(self.client.embed(&self.model, self.n_ctx, &texts).await?)
     }
 
-    async fn unload(&self) {}
+    async fn unload(&self) -> Option<Freed> {
+        None
+    }
 }

@@ -69,7 +69,9 @@ async fn what_a_load_took_is_remembered_once_all_of_it_was_in_use() {
     read(&*model, 300).await;
     let in_use = model.memory().unwrap().total().unwrap();
     assert!(in_use > at_load + Bytes(1_000_000), "{at_load} {in_use}");
-    model.unload().await;
+    let returned = model.unload().await.unwrap();
+    assert_eq!((returned.held, returned.shortfall()), (in_use, None), "{returned:?}");
+    assert!(returned.returned.0 as f64 > 0.95 * in_use.0 as f64, "{returned:?}");
     let third = estimate(&settings).await;
     assert_eq!(third.measured_before, Some(in_use));
     assert_eq!((third.reserve(), third.total()), (in_use, first.total()));

@@ -64,6 +64,27 @@ impl Estimate {
     }
 }
 
+/// What an unload gave back, where nothing else changed the process's memory meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freed {
+    /// What the model held, as measured before.
+    pub held: Bytes,
+    /// By how much the process became smaller.
+    pub returned: Bytes,
+}
+
+impl Freed {
+    /// A twentieth of what was held, and this much in any case, may stay behind: allocators keep some pages.
+    const MAY_STAY: Bytes = Bytes(16_000_000);
+
+    /// What did not come back, where that is more than may stay behind.
+    #[must_use]
+    pub fn shortfall(&self) -> Option<Bytes> {
+        let missing = self.held.saturating_sub(self.returned);
+        (missing > Self::MAY_STAY.max(Bytes(self.held.0 / 20))).then_some(missing)
+    }
+}
+
 /// What a loaded model really holds of this process's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Footprint {
@@ -81,5 +102,37 @@ impl Footprint {
     #[must_use]
     pub fn total(&self) -> Option<Bytes> {
         Some(self.file_backed + self.anonymous?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortfall_is_more_than_a_twentieth_and_more_than_allocators_keep() {
+        let short = |held, returned| {
+            let returned = Freed { held: Bytes(held), returned: Bytes(returned) };
+            returned.shortfall().map(|bytes| bytes.0)
+        };
+        assert_eq!(short(1_000_000_000, 940_000_000), Some(60_000_000));
+        assert_eq!(short(1_000_000_000, 951_000_000), None);
+        assert_eq!(short(30_000_000, 15_000_000), None, "half, but little");
+        assert_eq!(short(1_000_000_000, 2_000_000_000), None);
+    }
+
+    #[test]
+    fn what_was_measured_before_is_reserved_and_the_kinds_stay_what_they_are() {
+        let estimate =
+            Estimate { weights: Bytes(10), kv: Bytes(5), passing: Bytes(3), ..Estimate::default() };
+        assert_eq!(
+            (estimate.total(), estimate.reserve(), estimate.at_load()),
+            (Bytes(15), Bytes(15), Bytes(18))
+        );
+        let measured = Estimate { measured_before: Some(Bytes(12)), ..estimate };
+        assert_eq!(
+            (measured.total(), measured.reserve(), measured.at_load()),
+            (Bytes(15), Bytes(12), Bytes(15))
+        );
     }
 }

@@ -7,6 +7,6 @@ mod probe;
 #[cfg(target_os = "linux")]
 mod psi;
 
-pub use estimate::{Estimate, Footprint, WeightsId};
+pub use estimate::{Estimate, Footprint, Freed, WeightsId};
 pub use ledger::{Claim, Ledger, Reservation, Shortfall};
 pub use probe::{Probe, SystemMemory, SystemProbe};

@@ -18,7 +18,7 @@ use super::lease::{Lost, Returned, Wanted};
 use crate::backend::{LoadRequest, Model, Progress};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
-use crate::memory::{Estimate, SystemMemory};
+use crate::memory::{Estimate, Freed, SystemMemory};
 use crate::scheduler::{Ask, Effect, Event, Plan, PoolStatus, RequestId, Scheduler, SlotId};
 use crate::units::{Bytes, Timestamp};
 
@@ -354,14 +354,12 @@ impl Driver {
     fn unload(&mut self, slot: SlotId) {
         self.loads.remove(&slot);
         let model = self.shared.ready.remove(&slot).map(|(_, model)| model);
+        let shared = Arc::clone(&self.shared);
         self.tasks.spawn(async move {
             if let Some(model) = model {
-                let unload = async {
-                    model.unload().await;
-                    Ok(())
-                };
-                if let Err(failure) = no_panic(unload).await {
-                    tracing::error!(%failure, "unload failed");
+                match no_panic(async { Ok(model.unload().await) }).await {
+                    Ok(freed) => shared.check_freed(slot, freed),
+                    Err(failure) => tracing::error!(%failure, "unload failed"),
                 }
             }
             Event::Unloaded { slot }.into()
@@ -373,6 +371,16 @@ impl Shared {
     /// What a load of a slot would take, with so many bytes left for it.
     pub(super) async fn estimate(&self, slot: SlotId, left: Bytes) -> Result<Estimate, Failure> {
         self.slots[slot.0].backend.estimate(left).await
+    }
+
+    /// Says so where an unload did not give back what the model held.
+    fn check_freed(&self, slot: SlotId, freed: Option<Freed>) {
+        let Some(Freed { held, returned: back }) = freed else { return };
+        if let Some(missing) = freed.and_then(|freed| freed.shortfall()) {
+            let model = &self.slots[slot.0].model;
+            tracing::warn!(%model, %held, returned = %back, %missing, "an unload did not give all memory back");
+            self.metrics.on_shortfall(slot, missing);
+        }
     }
 
     /// The machine's memory now, read where nobody waits for it; `None` where the platform does not tell.

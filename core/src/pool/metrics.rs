@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::failure::FailureKind;
 use crate::memory::{Footprint, SystemMemory};
 use crate::request::Completion;
-use crate::scheduler::{Cause, Change, Limits, Phase};
+use crate::scheduler::{Cause, Change, Limits, Phase, SlotId};
 use crate::units::{Bytes, ModelName};
 
 /// The pool's metrics, registered once. Labels are the configured models and places and fixed words.
@@ -41,6 +41,7 @@ struct SlotMetrics {
     file_backed: Gauge,
     anonymous: Gauge,
     load_seconds: Histogram,
+    shortfall: Counter,
 }
 
 /// What is counted for each model's answers.
@@ -96,6 +97,11 @@ impl Metrics {
         self.headroom.set(limit.saturating_sub(used).0 as f64);
     }
 
+    /// An unload did not give so much back.
+    pub(super) fn on_shortfall(&self, slot: SlotId, missing: Bytes) {
+        self.slots[slot.0].shortfall.increment(missing.0);
+    }
+
     /// The machine's memory was looked at.
     pub(super) fn on_memory(&self, memory: &SystemMemory) {
         self.system_total.set(memory.total.0 as f64);
@@ -147,6 +153,7 @@ impl SlotMetrics {
             estimated: bytes("estimated"),
             file_backed: bytes("file_backed"),
             anonymous: bytes("anonymous"),
+            shortfall: counter!("sarai_unload_shortfall_bytes_total", "model" => model.clone(), "place" => place.clone()),
             load_seconds: histogram!("sarai_load_seconds", "model" => model.clone(), "place" => place.clone()),
             model,
             place,
@@ -243,6 +250,11 @@ fn describe() {
         "sarai_model_bytes",
         Unit::Bytes,
         "Bytes of a model, by kind; measured right after its load"
+    );
+    describe_counter!(
+        "sarai_unload_shortfall_bytes_total",
+        Unit::Bytes,
+        "What unloads did not give back, where that was more than a twentieth"
     );
     describe_histogram!("sarai_load_seconds", Unit::Seconds, "Duration of successful loads");
     describe_histogram!("sarai_ttft_seconds", Unit::Seconds, "From a ready model to the first text");

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, LoadRequest, Model, ServedBy};
 use crate::failure::{Failure, FailureKind};
-use crate::memory::{Estimate, Footprint};
+use crate::memory::{Estimate, Footprint, Freed};
 use crate::request::{
     Capabilities, Capability, Completion, Delta, Embeddings, FinishReason, GenerateRequest, TokenStream,
 };
@@ -257,8 +257,9 @@ impl Model for FakeBackend {
         Ok(Embeddings { vectors: texts.iter().map(|_| vec![1.0, 0.0]).collect(), prompt_tokens: Some(1) })
     }
 
-    async fn unload(&self) {
+    async fn unload(&self) -> Option<Freed> {
         self.state.loaded.fetch_sub(1, Ordering::SeqCst);
+        None
     }
 }
 
