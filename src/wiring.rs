@@ -171,6 +171,7 @@ fn wire(
             purpose,
             context: file.context,
             weights: file.weights,
+            kv_cache_type: file.kv_cache_type,
             resident: model.class == Class::Resident,
             measurements: cache_folder(),
             threads: file.threads,

@@ -123,6 +123,18 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
         self.memory()
     }
 
+    /// Gives the model a context of another length, one of its estimate's. What it has computed of conversations is kept
+    /// elsewhere or computed again. The pool calls it when no request runs.
+    ///
+    /// # Errors
+    /// The context cannot be made. The model is of no use then, and has to be unloaded.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: run it to its end.
+    async fn resize(&self, _n_ctx: u32) -> Result<(), Failure> {
+        Err(Failure::new(FailureKind::Unsupported, "this backend's contexts have one length"))
+    }
+
     /// Continues a prompt.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ pub struct SimulatedSlot {
     pub estimate: Estimate,
     /// How long a load takes.
     pub load: Duration,
-    /// How long an unload takes.
+    /// How long an unload takes, or another context.
     pub unload: Duration,
 }
 
@@ -57,6 +57,8 @@ pub struct Simulated {
     pub load_seconds: f64,
     /// Models that left for others.
     pub evictions: usize,
+    /// Contexts that became shorter for others.
+    pub shortened: usize,
     /// What these loads reserved, together.
     pub bytes_loaded: Bytes,
     /// The most that was held at once.
@@ -72,6 +74,7 @@ pub struct Simulated {
 enum Due {
     Loaded(SlotId),
     Unloaded(SlotId),
+    Resized(SlotId),
     Ended(RequestId),
     Arrives(usize),
     Tick,
@@ -135,6 +138,7 @@ impl Simulation<'_> {
                 self.handle(Event::Loaded { slot, result: Ok(None) });
             }
             Due::Unloaded(slot) => self.handle(Event::Unloaded { slot }),
+            Due::Resized(slot) => self.handle(Event::Resized { slot, result: Ok(None) }),
             Due::Tick => self.handle(Event::Tick),
         }
         if let Some(tick) = self.scheduler.poll_timeout() {
@@ -160,6 +164,7 @@ impl Simulation<'_> {
                 self.scheduler.handle(Event::Estimated { slot, left, result }, self.now);
             }
             Effect::StartLoad { slot, .. } => later(self.slots[slot.0].load, Due::Loaded(slot)),
+            Effect::Resize { slot, .. } => later(self.slots[slot.0].unload, Due::Resized(slot)),
             Effect::StartUnload { slot } => later(self.slots[slot.0].unload, Due::Unloaded(slot)),
             Effect::Grant { id, queued, loading, .. } => {
                 self.waits.push(queued + loading);
@@ -168,6 +173,9 @@ impl Simulation<'_> {
             Effect::Reject { error, .. } => self.refuse(&error),
             Effect::Changed(Change { to: Phase::Unloading, cause, .. }) => {
                 self.result.evictions += usize::from(cause == Cause::Evicted);
+            }
+            Effect::Changed(Change { to: Phase::Resizing, cause, .. }) => {
+                self.result.shortened += usize::from(cause == Cause::Shortened);
             }
             // A load that is given up runs to its end here, as one does that has come too far.
             Effect::CancelLoad { .. } | Effect::Changed(_) | Effect::UnloadDone { .. } | Effect::Stopped => {}

@@ -232,8 +232,16 @@ fn plan_text(plan: &PlannedModel) -> String {
         (Some(error), _) => format!("would be refused: {error}"),
         (None, false) => "would wait for models in use".to_owned(),
         (None, true) if plan.load.is_empty() => "is loaded".to_owned(),
-        (None, true) if plan.evict.is_empty() => "would be loaded".to_owned(),
-        (None, true) => format!("would be loaded after evicting {}", names(&plan.evict)),
+        (None, true) => {
+            let evicting = (!plan.evict.is_empty()).then(|| format!("evicting {}", names(&plan.evict)));
+            let shortening = (!plan.shorten.is_empty())
+                .then(|| format!("shortening the context of {}", names(&plan.shorten)));
+            let first: Vec<String> = evicting.into_iter().chain(shortening).collect();
+            match first.is_empty() {
+                true => "would be loaded".to_owned(),
+                false => format!("would be loaded after {}", first.join(" and ")),
+            }
+        }
     };
     format!("{}{role} on {}{size}: {verdict}", plan.model, plan.served_by)
 }

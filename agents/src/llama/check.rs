@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use sarai_core::config::KvCacheType;
 use sarai_core::request::Capability;
 
 use super::header::{Header, Value};
@@ -55,6 +56,37 @@ pub(super) fn check(header: &Header) -> Result<(), Error> {
         "gemma-embedding" => check_gemma_embedding(header),
         "bert" => check_bert(header),
         _ => Ok(()),
+    }
+}
+
+/// Whether the model's keys and values can be kept as asked: in whole blocks for each head.
+pub(super) fn can_keep(header: &Header, kind: KvCacheType) -> Result<(), Error> {
+    let (block, _) = kind.block();
+    let of_head = ["key", "value"].map(|which| head_length(header, which));
+    match of_head.into_iter().find(|length| !length.is_multiple_of(block.into())) {
+        None => Ok(()),
+        Some(length) => Err(Error::WrongModel {
+            path: header.path.clone(),
+            wanted: "keep its context in that kv_cache_type".to_owned(),
+            reason: format!("its heads of {length} are no multiple of {block}; use f16"),
+        }),
+    }
+}
+
+/// Numbers in the `key` or the `value` of a head.
+pub(super) fn head_length(header: &Header, which: &str) -> u64 {
+    let int = |key| header.int(key).unwrap_or(0);
+    let heads = largest(header, "{arch}.attention.head_count").max(1);
+    let own = header.int(&format!("{{arch}}.attention.{which}_length"));
+    own.unwrap_or(int("{arch}.embedding_length") / heads)
+}
+
+/// The largest of a key's numbers, where it has one for each block.
+pub(super) fn largest(header: &Header, key: &str) -> u64 {
+    match header.value(key) {
+        Some(Value::Array(each)) => each.iter().filter_map(Value::as_int).max().unwrap_or(0),
+        Some(one) => one.as_int().unwrap_or(0),
+        None => 0,
     }
 }
 
@@ -306,6 +338,16 @@ mod tests {
         assert!(suits(&classifier, Capability::Classify).is_ok());
         assert_eq!(labels(&classifier), ["hard", "soft"]);
         assert!(is_encoder(&classifier) && is_encoder(&header(Kind::GemmaEmbedding)));
+    }
+
+    #[test]
+    fn keys_and_values_are_kept_in_whole_blocks() {
+        let mut header = header(Kind::Llama);
+        assert!(can_keep(&header, KvCacheType::Q8_0).is_ok());
+        header.values.insert("llama.attention.value_length".to_owned(), Value::Int(40));
+        assert!(can_keep(&header, KvCacheType::F16).is_ok());
+        let refused = can_keep(&header, KvCacheType::Q8_0).unwrap_err().to_string();
+        assert!(refused.contains("heads of 40 are no multiple of 32"), "{refused}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_sys_2 as sys;
+use sarai_core::config::KvCacheType;
 
 use super::load::Loaded;
 use super::log;
@@ -32,6 +33,7 @@ pub(super) struct Shape {
     /// Tokens of a step whose scores are read; `None` is all.
     pub(super) n_outputs: Option<u32>,
     pub(super) threads: usize,
+    pub(super) kv_cache_type: KvCacheType,
     /// How the results of a text's tokens become the text's; `None` where tokens are generated.
     pub(super) pooling: Option<Pooling>,
     /// Whether the model has no scores of its vocabulary: it is an encoder.
@@ -51,6 +53,20 @@ pub(super) enum Pooling {
 
 /// Whether the room for scores is this process's plain memory. With a GPU it may be the driver's.
 const KEEPS_SCORES: bool = !cfg!(any(feature = "cuda", feature = "metal", feature = "vulkan"));
+
+fn ggml_type(kind: KvCacheType) -> sys::ggml_type {
+    match kind {
+        KvCacheType::F32 => sys::GGML_TYPE_F32,
+        KvCacheType::F16 => sys::GGML_TYPE_F16,
+        KvCacheType::Bf16 => sys::GGML_TYPE_BF16,
+        KvCacheType::Q8_0 => sys::GGML_TYPE_Q8_0,
+        KvCacheType::Q5_1 => sys::GGML_TYPE_Q5_1,
+        KvCacheType::Q5_0 => sys::GGML_TYPE_Q5_0,
+        KvCacheType::Iq4Nl => sys::GGML_TYPE_IQ4_NL,
+        KvCacheType::Q4_1 => sys::GGML_TYPE_Q4_1,
+        KvCacheType::Q4_0 => sys::GGML_TYPE_Q4_0,
+    }
+}
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +101,8 @@ impl<'m> Context<'m> {
         params.n_ubatch = shape.n_batch;
         params.n_seq_max = shape.n_seq;
         params.n_outputs_max = shape.n_outputs.unwrap_or(0);
+        let kind = ggml_type(shape.kv_cache_type);
+        (params.type_k, params.type_v) = (kind, kind);
         params.n_threads = threads;
         params.n_threads_batch = threads;
         params.no_perf = true;

@@ -17,7 +17,7 @@ use super::context::{Batch, Context, SeqId, Step, compute};
 use super::header::Header;
 use super::load::Loaded;
 use super::measure::Growth;
-use super::thread::{Thread, Workplace};
+use super::thread::{Resize, Thread, Workplace};
 use super::{GgufSettings, check, runtime};
 use crate::Error;
 
@@ -177,18 +177,19 @@ fn pair(loaded: &Loaded, query: &str, document: &str) -> Vec<LlamaToken> {
 }
 
 /// The thread's work: texts of all who ask, until it is told to stop.
-fn work(workplace: Workplace<'_, Command>) {
-    let Workplace { shape, context, growth, mut commands, stopping, .. } = workplace;
+fn work(workplace: Workplace<'_, Command>) -> Option<Resize> {
+    let Workplace { shape, context, growth, commands, stopping, .. } = workplace;
     // A step of a short context has room for no more.
     let most = TOKENS.min(shape.n_batch as usize);
     let mut reader =
         Reader { context, batch: Batch::default(), jobs: Vec::new(), most, threads: shape.threads, growth };
-    while reader.listen(&mut commands) && !stopping.is_cancelled() {
+    while reader.listen(commands) && !stopping.is_cancelled() {
         reader.jobs.retain(|job| !job.reply.is_closed());
         if !reader.jobs.is_empty() {
-            reader.step(&stopping);
+            reader.step(stopping);
         }
     }
+    None
 }
 
 struct Reader<'m> {

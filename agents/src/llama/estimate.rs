@@ -1,12 +1,12 @@
 //! What a load will take of memory: a pure function of the file's header and the settings, and beside it what the same
 //! load took before.
 
-use sarai_core::config::Context;
+use sarai_core::config::{Context, KvCacheType};
 use sarai_core::memory::Estimate;
 use sarai_core::request::Capability;
 use sarai_core::units::Bytes;
 
-use super::check::is_encoder;
+use super::check::{head_length, is_encoder, largest};
 use super::context::{self, Pooling};
 use super::header::{Header, Value};
 use super::{GgufSettings, encoder, engine, runtime, took};
@@ -20,9 +20,6 @@ const AUTO: [u32; 5] = [8000, 6000, 4000, 2000, 1000];
 /// The same for a model that reads whole texts at once: its compute buffers grow with the square.
 const AUTO_ENCODER: [u32; 3] = [2048, 1024, 512];
 
-/// Bytes for a key or value: F16.
-const KV_ELEMENT: u128 = 2;
-
 /// What a vocabulary's entry takes in llama.cpp: the text in three tables with their nodes; and a merge, two texts in
 /// one. Counted from the structures of llama-vocab.cpp, rounded up.
 const TOKEN_BYTES: u64 = 160;
@@ -32,16 +29,19 @@ const MERGE_BYTES: u64 = 192;
 const BASE_BYTES: u64 = 4 << 20;
 
 /// The estimate for the longest context that memory allows: where the context is `auto` and it does not fit beside the
-/// weights, a shorter one is tried before the load is given up.
+/// weights, a shorter one is tried before the load is given up. A context can become shorter later where it is kept for
+/// what comes next, which that of a model that reads whole texts is not.
 pub(super) fn estimate(header: &Header, settings: &GgufSettings, available: Bytes) -> Estimate {
-    let mut contexts = contexts(header, settings, available).into_iter();
-    let longest = contexts.next().unwrap_or(1);
-    let mut estimate = estimate_at(header, settings, longest);
-    for n_ctx in contexts {
-        if estimate.at_load() <= available {
-            break;
-        }
-        estimate = estimate_at(header, settings, n_ctx);
+    let contexts = contexts(header, settings, available);
+    let mut all = contexts.into_iter().map(|n_ctx| estimate_at(header, settings, n_ctx));
+    let mut estimate = all.next().unwrap_or_else(|| estimate_at(header, settings, 1));
+    while estimate.at_load() > available
+        && let Some(shorter) = all.next()
+    {
+        estimate = shorter;
+    }
+    if settings.purpose == Capability::Generate {
+        estimate.shorter = all.collect();
     }
     estimate
 }
@@ -50,7 +50,7 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
     let shape = Shape::of(header);
     let made = self::shape(header, settings, n_ctx);
     let (step, outputs) = (made.n_batch, made.n_outputs.unwrap_or(made.n_batch));
-    let kv = || shape.kv_bytes(header, n_ctx.into(), made.n_seq.into());
+    let kv = || shape.kv_bytes(header, settings.kv_cache_type, n_ctx.into(), made.n_seq.into());
     let mut estimate = Estimate {
         weights: weights(header),
         kv: if is_encoder(header) { Bytes::ZERO } else { kv() },
@@ -80,6 +80,7 @@ pub(super) fn shape(header: &Header, settings: &GgufSettings, n_ctx: u32) -> con
         // One for each; only some of them run at once.
         n_outputs: generates.then_some(n_seq),
         threads: settings.threads.unwrap_or_else(runtime::cpus),
+        kv_cache_type: settings.kv_cache_type,
         scoreless: is_encoder(header),
         pooling: match settings.purpose {
             Capability::Generate => None,
@@ -178,16 +179,15 @@ impl Shape {
 
     /// Keys and values of every attention block for each token of the context; for a convolution block (no KV heads)
     /// its state, which every sequence has one of and which does not grow with the context.
-    fn kv_bytes(&self, header: &Header, n_ctx: u128, n_seq: u128) -> Bytes {
+    fn kv_bytes(&self, header: &Header, kind: KvCacheType, n_ctx: u128, n_seq: u128) -> Bytes {
         // llama.cpp rounds the cache up to a multiple of 256 cells.
         let cells = n_ctx.next_multiple_of(256);
-        let head = self.width / self.heads;
-        let key = header.int("{arch}.attention.key_length").map_or(head, u128::from);
-        let value = header.int("{arch}.attention.value_length").map_or(head, u128::from);
+        let (elements, bytes_of_these) = kind.block();
+        let token: u128 = ["key", "value"].map(|which| u128::from(head_length(header, which))).iter().sum();
         let state = header.int("{arch}.shortconv.l_cache").map_or(0, u128::from) * self.width * 4;
         let block = |block| match kv_heads(header, block, self.heads) {
             0 => state * n_seq,
-            heads => heads * (key + value) * KV_ELEMENT * cells,
+            heads => heads * token * cells * u128::from(bytes_of_these) / u128::from(elements),
         };
         bytes((0..self.blocks).map(block).sum())
     }
@@ -224,14 +224,6 @@ fn kv_heads(header: &Header, block: u64, heads: u128) -> u128 {
 
 fn bytes(count: u128) -> Bytes {
     Bytes(u64::try_from(count).unwrap_or(u64::MAX))
-}
-
-fn largest(header: &Header, key: &str) -> u64 {
-    match header.value(key) {
-        Some(Value::Array(each)) => each.iter().filter_map(Value::as_int).max().unwrap_or(0),
-        Some(one) => one.as_int().unwrap_or(0),
-        None => 0,
-    }
 }
 
 #[cfg(test)]
@@ -295,6 +287,16 @@ mod tests {
         assert_eq!(kv(Kind::Llama, 2048), 2 * kv(Kind::Llama, 1024));
         let (short, long) = (kv(Kind::Lfm2, 1024), kv(Kind::Lfm2, 2048));
         assert!(short < long && long < 2 * short, "{short} {long}");
+        // 34 bytes for 32 numbers of 8 bits, instead of 64.
+        let kept_as = |kv_cache_type| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("model.gguf");
+            Model::new(Kind::Llama).write_to(&path).unwrap();
+            let header = Header::read(&path).unwrap();
+            let settings = GgufSettings { kv_cache_type, ..GgufSettings::new(path, Capability::Generate) };
+            estimate_at(&header, &settings, 1024).kv.0
+        };
+        assert_eq!(kept_as(KvCacheType::Q8_0), kept_as(KvCacheType::F16) * 34 / 64);
         assert_eq!(kv(Kind::BertEmbedding, 512), 0);
     }
 

@@ -13,7 +13,7 @@ use super::GgufSettings;
 use super::engine::{Coming, Command, Engine, Sequence};
 use super::header::Header;
 use super::sessions::Sessions;
-use super::thread::{Thread, Workplace};
+use super::thread::{Resize, Thread, Workplace};
 
 /// What an answer can have besides the text of its tokens: what was held back, its end.
 const BESIDES_TOKENS: usize = 4;
@@ -38,11 +38,11 @@ impl Generator {
     }
 }
 
-fn work(workplace: Workplace<'_, Command>, coming: &Coming) {
-    let Workplace { settings, header, shape, loaded, context, growth, mut commands, stopping } = workplace;
+fn work(workplace: Workplace<'_, Command>, coming: &Coming) -> Option<Resize> {
+    let Workplace { settings, header, shape, loaded, context, growth, commands, stopping } = workplace;
     let sessions = Sessions::open(settings, header, context.n_ctx(), loaded.is_recurrent());
     let engine = Engine::new(loaded, context, sessions, shape, settings.parallel(), growth);
-    engine.run(&mut commands, coming, &stopping);
+    engine.run(commands, coming, stopping)
 }
 
 #[async_trait]
@@ -57,6 +57,10 @@ impl Model for Generator {
 
     fn memory_at_load(&self) -> Option<Footprint> {
         self.thread.memory_at_load()
+    }
+
+    async fn resize(&self, n_ctx: u32) -> Result<(), Failure> {
+        self.thread.resize(n_ctx, Command::Resize).await
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, Failure> {

@@ -24,6 +24,11 @@ pub(super) struct Growth {
 }
 
 impl Growth {
+    /// The buffers are gone with their context.
+    pub(super) fn forget(&self) {
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+
     /// What was added so far.
     pub(super) fn bytes(&self) -> Bytes {
         Bytes(self.bytes.load(Ordering::Relaxed))
@@ -49,6 +54,11 @@ impl Growth {
             self.bytes.fetch_add(added.0, Ordering::Relaxed);
         }
     }
+}
+
+/// By how much the process's own memory has grown since then.
+pub(super) fn grown(since: Option<Footprint>) -> Option<Bytes> {
+    Some(process()?.anonymous?.saturating_sub(since?.anonymous?))
 }
 
 /// Resident pages of this process's maps of a file, which several maps of it share: no more than the file has.

@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sarai_core::backend::{Backend, LoadRequest, Model, ServedBy};
-use sarai_core::config::{Context, Weights};
+use sarai_core::config::{Context, KvCacheType, Weights};
 use sarai_core::failure::{Failure, FailureKind};
 use sarai_core::memory::Estimate;
 use sarai_core::request::{Capabilities, Capability};
@@ -59,6 +59,8 @@ pub struct GgufSettings {
     /// How the weights are held. `Auto` is the plain map, and for a resident model the faster way: that is measured at
     /// its first load.
     pub weights: Weights,
+    /// What keys and values are kept as.
+    pub kv_cache_type: KvCacheType,
     /// Whether the model stays loaded.
     pub resident: bool,
     /// The folder that remembers what was measured: which way to hold the weights is faster, and what loads took. Without
@@ -83,6 +85,7 @@ impl GgufSettings {
             purpose,
             context: Context::Auto { min: 1000, max: 8000 },
             weights: Weights::Auto,
+            kv_cache_type: KvCacheType::default(),
             resident: false,
             measurements: None,
             threads: None,
@@ -162,6 +165,7 @@ fn read_header(settings: &GgufSettings) -> Result<Header, Error> {
     let header = Header::read(&settings.path)?;
     check::check(&header)?;
     check::suits(&header, settings.purpose)?;
+    check::can_keep(&header, settings.kv_cache_type)?;
     Ok(header)
 }
 

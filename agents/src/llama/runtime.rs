@@ -48,6 +48,7 @@ impl LoadTurn {
 
 /// A load, a step or an unload in progress. Each changes what the process holds, a step by touching buffers for the first
 /// time.
+#[derive(Debug)]
 pub(super) struct Activity {
     /// How many had begun, this one included.
     number: u64,

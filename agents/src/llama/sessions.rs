@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use llama_cpp_2::token::LlamaToken;
+use sarai_core::config::KvCacheType;
 use sarai_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -22,7 +23,7 @@ use super::header::Header;
 use crate::Error;
 
 /// Of this form of session, and of the state that this llama.cpp writes.
-const VERSION: &str = concat!("2/", "llama-cpp-sys-2 0.1.161");
+const VERSION: &str = concat!("3/", "llama-cpp-sys-2 0.1.161");
 /// Shorter conversations are computed again as quickly.
 const LEAST_TOKENS: usize = 32;
 /// Whoever has written to an unfinished session longer ago than this does not write to it any more.
@@ -107,6 +108,7 @@ struct Owner {
     adapters: Vec<(PathBuf, String)>,
     /// Some models turn their keys in another way in a context that is longer than the one they were first trained for.
     long_context: bool,
+    kv_cache_type: KvCacheType,
 }
 
 /// `<name>.json`.
@@ -161,6 +163,7 @@ impl Sessions {
             long_context: header
                 .int("{arch}.rope.scaling.original_context_length")
                 .is_some_and(|original| u64::from(n_ctx) > original),
+            kv_cache_type: settings.kv_cache_type,
         };
         let mut sessions = Self { store, owner, known: Vec::new(), whole };
         sessions.known = sessions.find();

@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sarai_core::backend::LoadRequest;
 use sarai_core::failure::{Failure, FailureKind};
 use sarai_core::memory::{Footprint, Freed};
 use sarai_core::request::Capability;
+use sarai_core::units::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,11 +30,7 @@ const WAITING: usize = 64;
 /// A loaded model's thread, seen from the rest of the program.
 pub(super) struct Thread<C> {
     path: PathBuf,
-    n_ctx: u32,
-    /// What the load added to this process's memory, where that could be measured.
-    gained: Option<Footprint>,
-    /// What its steps have added.
-    growth: Growth,
+    holds: Arc<Holds>,
     /// Whether others had its weights before it.
     shared: bool,
     /// The thread has it; here it is for what needs no context.
@@ -46,11 +44,34 @@ pub(super) struct Thread<C> {
 
 /// What the thread reports once its model is ready.
 struct Ready {
-    n_ctx: u32,
-    gained: Option<Footprint>,
-    growth: Growth,
+    holds: Arc<Holds>,
     shared: bool,
     loaded: Weak<Loaded>,
+}
+
+/// What the model has, as its thread tells.
+struct Holds {
+    n_ctx: AtomicU32,
+    /// What the process gained by it, where that could be measured.
+    gained: Mutex<Gained>,
+    /// What its steps have added.
+    growth: Growth,
+}
+
+/// What the process gained by a model.
+#[derive(Clone, Copy)]
+struct Gained {
+    weights: Option<Footprint>,
+    context: Option<Bytes>,
+}
+
+/// Another context.
+#[derive(Debug)]
+pub(super) struct Resize {
+    n_ctx: u32,
+    /// In progress until it is done.
+    activity: Activity,
+    done: oneshot::Sender<Result<(), Error>>,
 }
 
 /// What the thread's work has.
@@ -61,13 +82,33 @@ pub(super) struct Workplace<'m, C> {
     pub(super) loaded: &'m Loaded,
     pub(super) context: Context<'m>,
     pub(super) growth: &'m mut Growth,
-    pub(super) commands: mpsc::Receiver<C>,
-    pub(super) stopping: CancellationToken,
+    pub(super) commands: &'m mut mpsc::Receiver<C>,
+    pub(super) stopping: &'m CancellationToken,
+}
+
+impl Gained {
+    fn total(self) -> Option<Footprint> {
+        let weights = self.weights?;
+        let anonymous = weights.anonymous.zip(self.context).map(|(weights, context)| weights + context);
+        Some(Footprint { anonymous, ..weights })
+    }
+}
+
+impl Holds {
+    /// What the model took at its load, or when it got its present context.
+    fn gained(&self) -> Option<Footprint> {
+        self.gained.lock().unwrap_or_else(PoisonError::into_inner).total()
+    }
+
+    /// The same with what its steps have added.
+    fn anonymous(&self) -> Option<Bytes> {
+        Some(self.gained()?.anonymous? + self.growth.bytes())
+    }
 }
 
 impl<C: Send + 'static> Thread<C> {
-    /// Starts the thread and waits until its model is ready. It then does `work`, which ends when its commands do, or
-    /// soon after it is told to stop. After an error nothing of it is left.
+    /// Starts the thread and waits until its model is ready. It then does `work`, which ends when its commands do, soon
+    /// after it is told to stop, or to be begun again with another context. After an error nothing of it is left.
     ///
     /// # Cancel safety
     /// Dropping the future lets the load end and its result go; the request's token stops it at once.
@@ -75,7 +116,7 @@ impl<C: Send + 'static> Thread<C> {
         settings: Arc<GgufSettings>,
         header: Header,
         request: LoadRequest,
-        work: impl FnOnce(Workplace<'_, C>) + Send + 'static,
+        work: impl FnMut(Workplace<'_, C>) -> Option<Resize> + Send + 'static,
     ) -> Result<Self, Failure> {
         let path = settings.path.clone();
         let turn = tokio::select! {
@@ -96,10 +137,10 @@ impl<C: Send + 'static> Thread<C> {
         };
         let thread = thread.map_err(|error| Failure::new(FailureKind::Engine, error))?;
         match loaded.await.unwrap_or_else(|_| Err(Error::EngineGone { path: path.clone() })) {
-            Ok(Ready { n_ctx, gained, growth, shared, loaded }) => {
+            Ok(Ready { holds, shared, loaded }) => {
                 let thread = Mutex::new(Some(thread));
                 let beside = TaskTracker::new();
-                Ok(Self { path, n_ctx, gained, growth, shared, loaded, commands, beside, stopping, thread })
+                Ok(Self { path, holds, shared, loaded, commands, beside, stopping, thread })
             }
             Err(error) => {
                 join(thread, &path).await;
@@ -109,17 +150,22 @@ impl<C: Send + 'static> Thread<C> {
     }
 
     pub(super) fn n_ctx(&self) -> u32 {
-        self.n_ctx
+        self.holds.n_ctx.load(Ordering::Relaxed)
     }
 
     pub(super) fn memory(&self) -> Option<Footprint> {
-        let anonymous = self.gained.and_then(|gained| gained.anonymous);
-        let anonymous = anonymous.map(|gained| gained + self.growth.bytes());
-        Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous })
+        Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous: self.holds.anonymous() })
     }
 
     pub(super) fn memory_at_load(&self) -> Option<Footprint> {
-        self.gained
+        self.holds.gained()
+    }
+
+    /// Gives the model another context. `command` tells the thread to.
+    pub(super) async fn resize(&self, n_ctx: u32, command: fn(Resize) -> C) -> Result<(), Failure> {
+        let (done, is_done) = oneshot::channel();
+        self.send(command(Resize { n_ctx, activity: Activity::begin(), done })).await?;
+        is_done.await.map_err(|_| self.gone())?.map_err(Failure::from)
     }
 
     pub(super) async fn send(&self, command: C) -> Result<(), Failure> {
@@ -156,8 +202,9 @@ impl<C: Send + 'static> Thread<C> {
             join(thread, &self.path).await;
         }
         let after = measure::process().and_then(|after| after.total())?;
-        let gained = self.gained.filter(|_| !shared && activity.was_alone())?;
-        Some(Freed { held: gained.total()? + self.growth.bytes(), returned: before?.saturating_sub(after) })
+        let gained = self.holds.gained().filter(|_| !shared && activity.was_alone())?;
+        let held = gained.file_backed + self.holds.anonymous()?;
+        Some(Freed { held, returned: before?.saturating_sub(after) })
     }
 }
 
@@ -168,8 +215,8 @@ fn run<C>(
     request: &LoadRequest,
     turn: LoadTurn,
     ready: oneshot::Sender<Result<Ready, Error>>,
-    (commands, stopping): (mpsc::Receiver<C>, CancellationToken),
-    work: impl FnOnce(Workplace<'_, C>),
+    (mut commands, stopping): (mpsc::Receiver<C>, CancellationToken),
+    mut work: impl FnMut(Workplace<'_, C>) -> Option<Resize>,
 ) {
     runtime::set_priority(settings.purpose);
     let repacked =
@@ -179,55 +226,106 @@ fn run<C>(
         Ok(loaded) => loaded,
         Err(error) => return drop(ready.send(Err(error))),
     };
+    let after = measure::process();
     let shared = Arc::strong_count(&loaded) > 1;
     let n_ctx = request.estimate.n_ctx.unwrap_or(header.int("{arch}.context_length").unwrap_or(512) as u32);
-    let shape = estimate::shape(header, settings, n_ctx);
-    let context = Context::new(&loaded, &shape)
-        .ok_or_else(|| Error::ContextFailed { path: settings.path.clone(), n_ctx })
-        .and_then(|mut context| context.set_adapters(&settings.lora).map(|()| context));
-    let context = match context {
-        Ok(context) => context,
+    let (mut shape, mut context) = match context(settings, header, &loaded, n_ctx) {
+        Ok(made) => made,
         Err(error) => return drop(ready.send(Err(error))),
     };
-    let gained = gained(settings, before, &turn);
+    let alone = turn.was_alone();
     drop(turn);
     let load_time = began.elapsed();
-    // llama.cpp makes the context a little longer than asked; the steps of a model that reads whole texts are not.
-    let made = if shape.pooling.is_some() { n_ctx } else { context.n_ctx() };
-    let mut growth = Growth::default();
-    let loaded_here = Arc::downgrade(&loaded);
-    let is_ready = Ready { n_ctx: made, gained, growth: growth.clone(), shared, loaded: loaded_here };
-    if ready.send(Ok(is_ready)).is_err() {
+    let holds = Arc::new(Holds {
+        n_ctx: AtomicU32::new(usable(&shape, &context)),
+        gained: Mutex::new(Gained {
+            weights: gained_by_weights(settings, before, after.filter(|_| alone)),
+            context: measure::grown(after).filter(|_| alone),
+        }),
+        growth: Growth::default(),
+    });
+    if ready.send(Ok(Ready { holds: Arc::clone(&holds), shared, loaded: Arc::downgrade(&loaded) })).is_err() {
         return;
     }
-    let growth = &mut growth;
-    work(Workplace {
-        settings,
-        header,
-        shape: &shape,
-        loaded: &loaded,
-        context,
-        growth: &mut *growth,
-        commands,
-        stopping,
-    });
-    // Weights that others share are not this one's; buffers that were not used to their end say too little.
-    let all_seen = !shared && growth.largest() >= shape.n_batch as usize / 2;
-    let anonymous = gained.and_then(|gained| gained.anonymous).map(|gained| gained + growth.bytes());
-    let most = gained.filter(|_| all_seen).map(|gained| Footprint { anonymous, ..gained });
-    took::remember(settings, n_ctx, most, load_time);
+    let mut load_time = Some(load_time);
+    loop {
+        let mut growth = holds.growth.clone();
+        let resize = work(Workplace {
+            settings,
+            header,
+            shape: &shape,
+            loaded: &loaded,
+            context,
+            growth: &mut growth,
+            commands: &mut commands,
+            stopping: &stopping,
+        });
+        remember(settings, &shape, &holds, growth.largest(), shared, load_time.take());
+        let Some(Resize { n_ctx, activity, done }) = resize else { return };
+        measure::trim();
+        holds.growth.forget();
+        let before = measure::process();
+        (shape, context) = match self::context(settings, header, &loaded, n_ctx) {
+            Ok(made) => made,
+            // The engine is gone.
+            Err(error) => return drop(done.send(Err(error))),
+        };
+        holds.n_ctx.store(usable(&shape, &context), Ordering::Relaxed);
+        let grown = measure::grown(before).filter(|_| activity.was_alone());
+        holds.gained.lock().unwrap_or_else(PoisonError::into_inner).context = grown;
+        drop(activity);
+        // Whoever asked has left: the context is there all the same.
+        let _left = done.send(Ok(()));
+    }
 }
 
-/// What the process has gained by a load: all that it grew by, where nothing else made it grow meanwhile. Else what is
-/// resident of the file, which takes longer to find out, and of its own memory nobody knows.
-fn gained(settings: &GgufSettings, before: Option<Footprint>, turn: &LoadTurn) -> Option<Footprint> {
-    let after = measure::process()?;
-    let alone = before.filter(|_| turn.was_alone()).and_then(|before| {
+fn context<'m>(
+    settings: &GgufSettings,
+    header: &Header,
+    loaded: &'m Loaded,
+    n_ctx: u32,
+) -> Result<(Shape, Context<'m>), Error> {
+    let shape = estimate::shape(header, settings, n_ctx);
+    let context = Context::new(loaded, &shape);
+    let mut context = context.ok_or_else(|| Error::ContextFailed { path: settings.path.clone(), n_ctx })?;
+    context.set_adapters(&settings.lora)?;
+    Ok((shape, context))
+}
+
+/// llama.cpp makes a context a little longer than asked; the steps of a model that reads whole texts are not.
+fn usable(shape: &Shape, context: &Context<'_>) -> u32 {
+    if shape.pooling.is_some() { shape.n_ctx } else { context.n_ctx() }
+}
+
+/// Remembers what a model has taken with the context that it had.
+fn remember(
+    settings: &GgufSettings,
+    shape: &Shape,
+    holds: &Holds,
+    largest_step: usize,
+    shared: bool,
+    load_time: Option<Duration>,
+) {
+    // Weights that others share are not this one's; buffers that were not used to their end say too little.
+    let all_seen = !shared && largest_step >= shape.n_batch as usize / 2;
+    let most = holds.gained().filter(|_| all_seen);
+    let most = most.map(|gained| Footprint { anonymous: holds.anonymous(), ..gained });
+    took::remember(settings, shape.n_ctx, most, load_time);
+}
+
+/// What the process has gained by a model's weights: all that it grew by, where nothing else made it grow meanwhile. Else
+/// what is resident of the file, which takes longer to find out, and of its own memory nobody knows.
+fn gained_by_weights(
+    settings: &GgufSettings,
+    before: Option<Footprint>,
+    alone: Option<Footprint>,
+) -> Option<Footprint> {
+    let grown = before.zip(alone).and_then(|(before, after)| {
         let anonymous = after.anonymous?.saturating_sub(before.anonymous?);
         let file_backed = after.file_backed.saturating_sub(before.file_backed);
         Some(Footprint { file_backed, anonymous: Some(anonymous) })
     });
-    alone.or_else(|| Some(Footprint { file_backed: measure::mapped(&settings.path)?, anonymous: None }))
+    grown.or_else(|| Some(Footprint { file_backed: measure::mapped(&settings.path)?, anonymous: None }))
 }
 
 /// Waits until a thread that is told to end has ended, and gives back what the C library kept of its memory.
@@ -249,8 +347,11 @@ impl<C> Drop for Thread<C> {
     }
 }
 
-impl<C> fmt::Debug for Thread<C> {
+impl<C: Send + 'static> fmt::Debug for Thread<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Thread").field("path", &self.path).field("n_ctx", &self.n_ctx).finish_non_exhaustive()
+        f.debug_struct("Thread")
+            .field("path", &self.path)
+            .field("n_ctx", &self.n_ctx())
+            .finish_non_exhaustive()
     }
 }

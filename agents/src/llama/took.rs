@@ -17,8 +17,8 @@ const NAME: &str = "loads.json";
 struct Took {
     /// The most that it ever took, where all its buffers were in use.
     bytes: Option<u64>,
-    /// How long the last load took.
-    load_ms: u64,
+    /// How long the last load took; `None` where such a context was only made of another.
+    load_ms: Option<u64>,
 }
 
 /// Completes an estimate by what the same load took before.
@@ -27,23 +27,32 @@ pub(super) fn complete(estimate: &mut Estimate, settings: &GgufSettings) {
     let took = Record::of(settings, NAME).and_then(|record| record.get::<Took>(&key(settings, n_ctx)?));
     if let Some(took) = took {
         estimate.measured_before = took.bytes.map(Bytes);
-        estimate.load_time = Some(Duration::from_millis(took.load_ms));
+        estimate.load_time = took.load_ms.map(Duration::from_millis);
     }
 }
 
 /// Remembers a load. `most` is what it held in the end; `None` where that is not known, or not all of its buffers were in
 /// use.
-pub(super) fn remember(settings: &GgufSettings, n_ctx: u32, most: Option<Footprint>, load_time: Duration) {
+pub(super) fn remember(
+    settings: &GgufSettings,
+    n_ctx: u32,
+    most: Option<Footprint>,
+    load_time: Option<Duration>,
+) {
     let (Some(record), Some(key)) = (Record::of(settings, NAME), key(settings, n_ctx)) else { return };
-    let before = record.get::<Took>(&key).and_then(|took| took.bytes);
+    let before = record.get::<Took>(&key);
     let now = most.and_then(|most| most.total()).map(|bytes| bytes.0);
-    let load_ms = u64::try_from(load_time.as_millis()).unwrap_or(u64::MAX);
-    record.put(key, Took { bytes: before.max(now), load_ms });
+    let load_ms = load_time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let took = Took {
+        bytes: before.as_ref().and_then(|before| before.bytes).max(now),
+        load_ms: load_ms.or(before.and_then(|before| before.load_ms)),
+    };
+    record.put(key, took);
 }
 
 /// `None` while it is open how the weights are held.
 fn key(settings: &GgufSettings, n_ctx: u32) -> Option<String> {
     let repacked = weights::repacked(settings)?;
-    let GgufSettings { parallel, lora, .. } = settings;
-    Some(format!("{} {n_ctx} {repacked} {parallel:?} {lora:?}", record::key(settings)))
+    let GgufSettings { parallel, lora, kv_cache_type, .. } = settings;
+    Some(format!("{} {n_ctx} {repacked} {kv_cache_type:?} {parallel:?} {lora:?}", record::key(settings)))
 }

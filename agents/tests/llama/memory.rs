@@ -1,8 +1,8 @@
 #![cfg(target_os = "linux")]
 
-use sarai_agents::llama::GgufBackend;
+use sarai_agents::llama::{GgufBackend, GgufSettings};
 use sarai_core::backend::Backend;
-use sarai_core::config::Weights;
+use sarai_core::config::{KvCacheType, Weights};
 use sarai_core::failure::FailureKind;
 use sarai_core::request::Capability;
 use sarai_core::units::Bytes;
@@ -41,6 +41,22 @@ async fn repacked_weights_are_this_processs_own_memory_and_not_a_map() {
     assert_eq!(model.memory().unwrap().file_backed, Bytes::ZERO);
     let (text, _) = say(&model, chat(seeded(1))).await.unwrap();
     assert!(!text.is_empty());
+}
+
+#[tokio::test]
+async fn keys_and_values_of_every_type_are_of_the_estimated_size_and_of_use() {
+    use KvCacheType::{Bf16, F16, F32, Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+    let file = file(&large());
+    let mut sizes = Vec::new();
+    for kv_cache_type in [F32, F16, Bf16, Q8_0, Q5_1, Q5_0, Q4_1, Iq4Nl, Q4_0] {
+        let with = GgufSettings { kv_cache_type, ..settings(&file.path, Capability::Generate) };
+        sizes.push(GgufBackend::new(with.clone()).estimate(Bytes(1)).await.unwrap().kv);
+        let model = load(with).await.unwrap();
+        let (text, _) = say(&model, chat(seeded(1))).await.unwrap();
+        assert!(!text.is_empty(), "{kv_cache_type:?}");
+        model.unload().await;
+    }
+    assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sarai_agents::llama::{GgufSettings, SessionStore};
+use sarai_core::config::Context;
+use sarai_core::failure::FailureKind;
 use sarai_core::request::{Capability, Completion, GenerateRequest, Message, Sampling};
 use sarai_core::units::Bytes;
 use sarai_support::gguf::{Kind, Model};
@@ -170,4 +172,38 @@ async fn what_leaves_the_context_for_others_comes_back_from_disk() {
     assert_alike(&first.1, &again.1, "from disk");
     assert_eq!(again.1.cached_tokens.unwrap() + 1, first.1.prompt_tokens.unwrap());
     let _model: Arc<dyn sarai_core::backend::Model> = model;
+}
+
+#[tokio::test]
+async fn a_conversation_goes_on_in_a_shorter_and_in_a_longer_context() {
+    for kind in kinds() {
+        let file = file(&Model::new(kind.clone()).endless(true).n_ctx_train(4096));
+        let folder = tempfile::tempdir().unwrap();
+        let context = Context::Fixed(1024);
+        let kept = GgufSettings { context, ..with_store(&file, folder.path(), PLENTY) };
+        let model = load(kept).await.unwrap();
+        let mut messages = first_turn();
+        messages[0] = Message::system("the dog and the cat are here and now ".repeat(42));
+        let (said, first) = say(&model, ask(&messages)).await.unwrap();
+        assert!(first.prompt_tokens.unwrap() > 512, "{first:?}");
+        messages.extend([Message::assistant(said.as_str()), Message::user("¿Y tú?")]);
+        let fresh = GgufSettings { context, ..settings(&file.path, Capability::Generate) };
+        let (_, expected) = visit(fresh, &messages).await;
+        for n_ctx in [768, 2048] {
+            model.resize(n_ctx).await.unwrap();
+            assert_eq!(model.n_ctx(), Some(n_ctx));
+            let (_, goes_on) = say(&model, ask(&messages)).await.unwrap();
+            assert_alike(&expected, &goes_on, &format!("{kind:?} {n_ctx}"));
+            assert!(goes_on.cached_tokens.unwrap() + 1 >= first.prompt_tokens.unwrap(), "{goes_on:?}");
+        }
+        // What no longer fits is said so, and the conversation waits for a longer context.
+        model.resize(512).await.unwrap();
+        assert_eq!(say(&model, ask(&messages)).await.unwrap_err().kind, FailureKind::ContextOverflow);
+        model.resize(1024).await.unwrap();
+        let (_, again) = say(&model, ask(&messages)).await.unwrap();
+        assert_alike(&expected, &again, &format!("{kind:?}"));
+        assert!(again.cached_tokens.unwrap() + 1 >= first.prompt_tokens.unwrap(), "{again:?}");
+        model.unload().await;
+        assert_eq!(model.resize(768).await.unwrap_err().kind, FailureKind::EngineGone);
+    }
 }

@@ -50,7 +50,7 @@ fn settings(file: &Path, folder: &Path) -> GgufSettings {
 async fn what_a_load_took_is_remembered_once_all_of_it_was_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.gguf");
-    Model::new(Kind::Llama).n_embd(1024).n_head(16).n_ff(4096).n_layer(6).write_to(&file).unwrap();
+    Model::new(Kind::Llama).n_embd(512).n_head(8).n_head_kv(8).n_ff(2048).n_layer(6).write_to(&file).unwrap();
     let settings = settings(&file, folder.path());
     let first = estimate(&settings).await;
     assert_eq!((first.measured_before, first.load_time), (None, None));
@@ -75,6 +75,22 @@ async fn what_a_load_took_is_remembered_once_all_of_it_was_in_use() {
     let third = estimate(&settings).await;
     assert_eq!(third.measured_before, Some(in_use));
     assert_eq!((third.reserve(), third.total()), (in_use, first.total()));
+
+    // A shorter context is made of the loaded model, and what it frees is measured.
+    let model = load(&settings).await;
+    let whole = model.memory_at_load().unwrap().total().unwrap();
+    model.resize(512).await.unwrap();
+    let shorter = model.memory_at_load().unwrap().total().unwrap();
+    let expected = GgufSettings { context: Context::Fixed(512), ..settings.clone() };
+    let saves = first.saves(&estimate(&expected).await).0 as f64;
+    let saved = whole.0 as f64 - shorter.0 as f64;
+    assert!((0.8..1.25).contains(&(saved / saves)), "{saved} saved of {saves}");
+    read(&*model, 300).await;
+    let in_use = model.memory().unwrap().total().unwrap();
+    let freed = model.unload().await.unwrap();
+    assert_eq!((freed.held, freed.shortfall()), (in_use, None), "{freed:?}");
+    let remembered = estimate(&expected).await;
+    assert_eq!((remembered.measured_before, remembered.load_time), (Some(in_use), None));
 
     // Another context is another load.
     let other = GgufSettings { context: Context::Fixed(1024), ..settings.clone() };

@@ -97,6 +97,8 @@ pub struct GgufConfig {
     pub context: Context,
     /// How the weights are held.
     pub weights: Weights,
+    /// What keys and values are kept as.
+    pub kv_cache_type: KvCacheType,
     /// CPU threads; `None` takes all that the process may use.
     pub threads: Option<usize>,
     /// Requests that may run at once; `None` leaves it to the engine.
@@ -185,6 +187,48 @@ pub enum Weights {
     Mmap,
     /// Read into memory and repacked for this CPU.
     Repack,
+}
+
+/// What the keys and values of a context are kept as, by the names of ggml's types.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KvCacheType {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    #[default]
+    F16,
+    /// 16-bit floats with the range of 32-bit ones.
+    Bf16,
+    /// 8 bits and a scale for each 32: about half of f16.
+    Q8_0,
+    /// 5 bits, a scale and a minimum.
+    Q5_1,
+    /// 5 bits and a scale.
+    Q5_0,
+    /// 4 bits of a table, and a scale.
+    #[serde(rename = "iq4_nl")]
+    Iq4Nl,
+    /// 4 bits, a scale and a minimum.
+    Q4_1,
+    /// 4 bits and a scale: little more than a quarter of f16.
+    Q4_0,
+}
+
+impl KvCacheType {
+    /// Numbers that are kept together, and the bytes that they take (`ggml_blck_size` and `ggml_type_size`).
+    #[must_use]
+    pub const fn block(self) -> (u32, u32) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Q8_0 => (32, 34),
+            Self::Q5_1 => (32, 24),
+            Self::Q5_0 => (32, 22),
+            Self::Q4_1 => (32, 20),
+            Self::Iq4Nl | Self::Q4_0 => (32, 18),
+        }
+    }
 }
 
 /// How requests find their model.

@@ -24,9 +24,9 @@ mod tree;
 mod values;
 
 pub use domain::{
-    Budget, Class, Config, Context, GgufConfig, HostConfig, InputKind, MemoryConfig, MetricsConfig,
-    ModelConfig, ModelRole, PipelineConfig, Place, QueueConfig, RouterConfig, RouterKind, SessionsConfig,
-    StepAction, StepConfig, Strategy, Weights,
+    Budget, Class, Config, Context, GgufConfig, HostConfig, InputKind, KvCacheType, MemoryConfig,
+    MetricsConfig, ModelConfig, ModelRole, PipelineConfig, Place, QueueConfig, RouterConfig, RouterKind,
+    SessionsConfig, StepAction, StepConfig, Strategy, Weights,
 };
 pub use resolved::{Resolved, Setting};
 pub use schema::json_schema;

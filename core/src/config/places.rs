@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::at::At;
 use super::check::{Check, did_you_mean};
-use super::domain::{Context, GgufConfig, ModelRole, Place, Strategy, Weights};
+use super::domain::{Context, GgufConfig, KvCacheType, ModelRole, Place, Strategy, Weights};
 use super::field::Field;
 use super::hosts::IMPLICIT;
 use super::models::Scope;
@@ -67,6 +67,7 @@ pub(super) fn places(
         path: model_file(name, raw.path, at, check),
         context,
         weights: check.setting(&at.key("weights"), raw.weights, Weights::default()),
+        kv_cache_type: check.setting(&at.key("kv_cache_type"), raw.kv_cache_type, KvCacheType::default()),
         threads: threads(raw.threads, &at.key("threads"), check),
         parallel: parallel(raw.parallel, &at.key("parallel"), check),
         lora: lora(raw.lora, &at.key("lora"), check),
@@ -175,6 +176,7 @@ fn note_unused(raw: &RawModel, (on_host, from_file): (bool, bool), at: &At<'_>, 
         ("path", !raw.path.is_absent()),
         ("mmproj", !raw.mmproj.is_absent()),
         ("weights", !raw.weights.is_absent()),
+        ("kv_cache_type", !raw.kv_cache_type.is_absent()),
         ("threads", !raw.threads.is_absent()),
         ("parallel", !raw.parallel.is_absent()),
         ("lora", !raw.lora.is_absent()),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::domain::{Class, ModelRole, Strategy, Weights};
+use super::domain::{Class, KvCacheType, ModelRole, Strategy, Weights};
 use super::field::Field;
 use super::values::{Names, RawContext, Span};
 use crate::scheduler::Eviction;
@@ -99,6 +99,8 @@ pub(super) struct RawModel {
     pub(super) context: Field<RawContext>,
     /// How the weights of a GGUF file are held. Default: auto.
     pub(super) weights: Field<Weights>,
+    /// What the keys and values of a GGUF file's context are kept as: f16, or q8_0, which takes half the memory. Default: f16.
+    pub(super) kv_cache_type: Field<KvCacheType>,
     /// CPU threads for a GGUF file. Default: all that the process may use.
     #[schemars(range(min = 1))]
     pub(super) threads: Field<usize>,

@@ -39,6 +39,9 @@ pub struct Estimate {
     pub measured_before: Option<Bytes>,
     /// How long the same load took the last time.
     pub load_time: Option<Duration>,
+    /// The same load with shorter contexts, longest first, where the length may be chosen: what can be made of the model
+    /// when memory is short. These have none themselves.
+    pub shorter: Vec<Estimate>,
     /// Which weights these are, where other models may share them: then they count once.
     pub weights_id: Option<WeightsId>,
 }
@@ -55,6 +58,13 @@ impl Estimate {
     #[must_use]
     pub fn reserve(&self) -> Bytes {
         self.measured_before.unwrap_or_else(|| self.total())
+    }
+
+    /// What is free once a model that was loaded like this has become like `other`, which differs in its context alone. By
+    /// the figures of the estimates, which err in the same way for both.
+    #[must_use]
+    pub fn saves(&self, other: &Self) -> Bytes {
+        self.total().saturating_sub(other.total())
     }
 
     /// What it reserves while the model is loaded.

@@ -286,6 +286,7 @@ impl Driver {
                     cancel.cancel();
                 }
             }
+            Effect::Resize { slot, estimate } => self.resize(slot, estimate),
             Effect::StartUnload { slot } => self.unload(slot),
             Effect::Grant { id, slot, queued, loading } => {
                 let model = self.shared.ready.get(&slot).map(|model| Arc::clone(&model));
@@ -348,6 +349,21 @@ impl Driver {
                 Err(failure) => Err(failure),
             };
             Event::Loaded { slot, result }.into()
+        });
+    }
+
+    fn resize(&mut self, slot: SlotId, estimate: Estimate) {
+        let model = self.shared.ready.get(&slot).map(|model| Arc::clone(&model));
+        self.tasks.spawn(async move {
+            let gone = || Failure::new(FailureKind::EngineGone, "there is no model to resize");
+            let result = match (model, estimate.n_ctx) {
+                (Some(model), Some(n_ctx)) => {
+                    let resized = no_panic(model.resize(n_ctx)).await;
+                    resized.map(|()| model.memory_at_load())
+                }
+                _ => Err(gone()),
+            };
+            Event::Resized { slot, result }.into()
         });
     }
 

@@ -181,6 +181,13 @@ impl SlotMetrics {
                 )
                 .increment(1);
             }
+            (Phase::Ready, Phase::Resizing, cause) => {
+                counter!(
+                    "sarai_context_changes_total",
+                    "model" => self.model.clone(), "place" => self.place.clone(), "reason" => cause.as_str()
+                )
+                .increment(1);
+            }
             _ => {}
         }
     }
@@ -261,6 +268,7 @@ fn describe() {
     describe_histogram!("sarai_inter_token_seconds", Unit::Seconds, "Between pieces of text");
     describe_counter!("sarai_loads_total", "Loads by outcome");
     describe_counter!("sarai_unloads_total", "Unloads by reason");
+    describe_counter!("sarai_context_changes_total", "Contexts made shorter or longer, by reason");
     describe_counter!("sarai_answers_total", "Answers by outcome");
     describe_counter!("sarai_tokens_total", "Tokens by kind");
     describe_counter!("sarai_cancellations_total", "Answers that their caller dropped");

@@ -90,6 +90,8 @@ pub struct PlannedModel {
     pub load: Vec<ModelName>,
     /// The models that would be evicted.
     pub evict: Vec<ModelName>,
+    /// The models whose context would become shorter.
+    pub shorten: Vec<ModelName>,
     /// Why it would be refused.
     #[serde(serialize_with = "as_text")]
     pub refuse: Option<Error>,
@@ -183,6 +185,7 @@ impl ModelPool {
                     estimate: sizes.get(slot).and_then(|size| size.clone().ok()),
                     load: plan.load.iter().map(|load: &PlannedLoad| self.model_of(load.slot)).collect(),
                     evict: plan.evict,
+                    shorten: plan.shorten,
                     refuse: plan.refuse,
                 });
             }

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use super::policy::{Candidate, Choice, Need, Together, choose};
 use super::queue::Waiting;
-use super::slot::{Cause, Held, State};
-use super::{Effect, Scheduler, SlotId};
+use super::slot::{Cause, Held, Slot, State};
+use super::{Effect, STAYS_SHORT, Scheduler, SlotId};
 use crate::config::Class;
 use crate::error::Error;
 use crate::memory::{Claim, Estimate};
@@ -33,7 +33,14 @@ enum Decision {
     NeverFits(Error),
     Estimate,
     Load(Estimate),
-    Evict(Vec<SlotId>),
+    Free(Vec<Freeing>),
+}
+
+/// What an idle model does for others.
+enum Freeing {
+    Evict(SlotId),
+    /// Its context becomes as in this.
+    Shorten(SlotId, Estimate),
 }
 
 impl Scheduler {
@@ -72,13 +79,17 @@ impl Scheduler {
     /// 6. can never fit → error with the numbers, nothing evicted
     /// 7. fits → load
     /// 8. will fit when the unloads under way have ended → wait
-    /// 9. victims suffice → evict the smallest sufficient set, then wait for their memory
+    /// 9. victims suffice → take the smallest sufficient set, shorten the contexts of those where that is enough, evict the
+    ///    others, then wait for their memory
     /// 10. else wait; having waited long, keep what is free of what it lacks
     fn decide(&mut self, waiting: &Waiting, room: &mut Room, now: Timestamp) -> Decision {
         let slot = &self.slots[waiting.slot.0];
         let estimate = match &slot.state {
             // 3 was done for all of these before any load; 4.
-            State::Ready { .. } | State::Loading { .. } | State::Unloading { .. } => return Decision::Wait,
+            State::Ready { .. }
+            | State::Loading { .. }
+            | State::Resizing { .. }
+            | State::Unloading { .. } => return Decision::Wait,
             State::Estimating { before, .. } => {
                 // What it will need at least is not for those who are less urgent.
                 if let Some(before) = before {
@@ -121,13 +132,11 @@ impl Scheduler {
         // 9
         let choice = self.victims(missing, waiting.slot, now);
         if choice.sufficient {
-            // Together with those already on their way: the last who holds weights brings them.
-            let before = self.frees(self.unloading());
-            let after = self.frees(self.unloading().chain(choice.victims.iter().copied()));
-            room.coming += after - before;
+            let freeing = self.gently(choice.victims, missing);
+            room.coming += self.freed_by(&freeing);
             room.llms_coming += missing.llms;
             room.take(need);
-            return Decision::Evict(choice.victims);
+            return Decision::Free(freeing);
         }
         // 10
         if !resident && self.has_waited_long(waiting.slot, now) {
@@ -164,21 +173,79 @@ impl Scheduler {
                 self.effects.push_back(Effect::Estimate { slot, left, taken });
             }
             Decision::Load(estimate) => self.start_load(slot, estimate, now),
-            Decision::Evict(victims) => {
-                for victim in victims {
-                    self.start_unload(victim, Cause::Evicted, now);
-                }
+            Decision::Free(freeing) => self.free(freeing, Cause::Evicted, now),
+        }
+    }
+
+    /// Of those who would be evicted, the most valuable first, whoever can do with a shorter context instead does.
+    fn gently(&self, victims: Vec<SlotId>, need: Need) -> Vec<Freeing> {
+        let mut freeing: Vec<Freeing> = victims.into_iter().map(Freeing::Evict).collect();
+        // A shorter context frees no place among the LLMs.
+        if need.llms > 0 {
+            return freeing;
+        }
+        for at in (0..freeing.len()).rev() {
+            let Freeing::Evict(victim) = freeing.remove(at) else { continue };
+            let missing = need.bytes.saturating_sub(self.freed_by(&freeing));
+            let held = self.slots[victim.0].state.held();
+            let shorter = held.and_then(|held| Some((held.shorter(missing)?, &held.estimate)));
+            freeing.insert(
+                at,
+                match shorter {
+                    Some((shorter, now)) if now.saves(shorter) >= missing => {
+                        Freeing::Shorten(victim, shorter.clone())
+                    }
+                    _ => Freeing::Evict(victim),
+                },
+            );
+        }
+        freeing
+    }
+
+    /// What will be free besides what is on its way already. The last who holds weights brings them.
+    fn freed_by(&self, freeing: &[Freeing]) -> Bytes {
+        let evicted = freeing.iter().filter_map(|one| match one {
+            Freeing::Evict(slot) => Some(*slot),
+            Freeing::Shorten(..) => None,
+        });
+        let shortened = freeing.iter().filter_map(|one| match one {
+            Freeing::Evict(_) => None,
+            Freeing::Shorten(slot, to) => Some(self.slots[slot.0].state.held()?.estimate.saves(to)),
+        });
+        let evicted = self.frees(self.unloading().chain(evicted)) - self.frees(self.unloading());
+        evicted + shortened.sum()
+    }
+
+    fn free(&mut self, freeing: Vec<Freeing>, cause: Cause, now: Timestamp) {
+        for one in freeing {
+            match one {
+                Freeing::Evict(slot) => self.start_unload(slot, cause, now),
+                Freeing::Shorten(slot, to) => self.start_resize(slot, to, Cause::Shortened, now),
             }
         }
     }
 
     fn grant_if_ready(&mut self, waiting: &Waiting, now: Timestamp) {
         let slot = &self.slots[waiting.slot.0];
-        if let State::Ready { leases, lost: None, .. } = &slot.state
-            && *leases < slot.spec.parallel
-        {
-            self.carry_out(Decision::Grant, waiting, now);
+        let State::Ready { held, leases, lost: None, .. } = &slot.state else { return };
+        match self.whole_again(slot, held, now).filter(|_| *leases == 0) {
+            Some(whole) => self.start_resize(waiting.slot, whole, Cause::Lengthened, now),
+            None if *leases < slot.spec.parallel => self.carry_out(Decision::Grant, waiting, now),
+            None => {}
         }
+    }
+
+    /// The context that a model was loaded with, where it was made shorter some time ago and there is room for all of it,
+    /// which nobody else waits for.
+    fn whole_again(&self, slot: &Slot, held: &Held, now: Timestamp) -> Option<Estimate> {
+        let whole = held.whole.as_deref()?;
+        let room = whole.saves(&held.estimate) <= self.ledger.left() && !self.pressed;
+        let long_ago = slot.shortened.is_none_or(|at| now.since(at) >= STAYS_SHORT);
+        let wanted = |(at, slot): (usize, &Slot)| {
+            matches!(slot.state, State::Absent | State::Estimating { .. } | State::Sized { .. })
+                && self.queue.waits_for(SlotId(at))
+        };
+        (room && long_ago && !self.slots.iter().enumerate().any(wanted)).then(|| whole.clone())
     }
 
     fn grant(&mut self, waiting: &Waiting, now: Timestamp) {
@@ -198,7 +265,7 @@ impl Scheduler {
         let model = self.slots[slot.0].spec.model.clone();
         // The room was computed from this same ledger; should they ever differ, the ledger is right.
         if let Ok(reservation) = self.ledger.try_reserve(&model, &estimate) {
-            let held = Held { reservation, estimate: estimate.clone(), measured: None };
+            let held = Held { reservation, estimate: estimate.clone(), measured: None, whole: None };
             self.set_state(
                 slot,
                 State::Loading { held, started: now, cancelled: false },
@@ -218,15 +285,29 @@ impl Scheduler {
             let cause = if within_budget { Cause::Pressure } else { Cause::Budget };
             let choice = self
                 .victims_among(over, None, now, |slot, leases| leases == 0 && !self.queue.waits_for(slot));
-            for victim in choice.victims {
-                self.start_unload(victim, cause, now);
-            }
+            let freeing = if choice.sufficient {
+                self.gently(choice.victims, over)
+            } else {
+                choice.victims.into_iter().map(Freeing::Evict).collect()
+            };
+            self.free(freeing, cause, now);
         }
     }
 
     /// What the ledger holds, what is on its way out excepted.
     pub(super) fn held_in_the_end(&self) -> Bytes {
-        self.ledger.used().saturating_sub(self.frees(self.unloading()))
+        self.ledger.used().saturating_sub(self.coming())
+    }
+
+    /// What will be free when the unloads under way have ended, and contexts have become shorter.
+    fn coming(&self) -> Bytes {
+        let saved = self.slots.iter().filter_map(|slot| match &slot.state {
+            State::Resizing { held, becomes, .. } => {
+                Some(self.ledger.bytes(&held.reservation).saturating_sub(*becomes))
+            }
+            _ => None,
+        });
+        self.frees(self.unloading()) + saved.sum()
     }
 
     /// Whether the budget holds, or will once other idle models than `slot` are evicted.
@@ -283,7 +364,7 @@ impl Scheduler {
         let llms_coming = leaving.iter().filter(|(model, count)| held.get(*model) == Some(count)).count();
         Room {
             bytes: self.ledger.left(),
-            coming: self.frees(self.unloading()),
+            coming: self.coming(),
             llms: self.limits.max_concurrent_llms.saturating_sub(held.len()),
             llms_coming,
             bytes_kept: false,
@@ -371,7 +452,7 @@ impl Scheduler {
     }
 
     fn unloading(&self) -> impl Iterator<Item = SlotId> {
-        let leaving = |slot: &super::Slot| matches!(slot.state, State::Unloading { .. });
+        let leaving = |slot: &Slot| matches!(slot.state, State::Unloading { .. });
         self.slots.iter().enumerate().filter(move |(_, slot)| leaving(slot)).map(|(at, _)| SlotId(at))
     }
 

@@ -21,6 +21,8 @@ pub struct Plan {
     pub load: Vec<PlannedLoad>,
     /// Which models would be evicted.
     pub evict: Vec<ModelName>,
+    /// Which models would get a shorter context.
+    pub shorten: Vec<ModelName>,
     /// Why it would be refused or, if `fits` is false and this is `None`, it would wait for busy models.
     pub refuse: Option<Error>,
 }
@@ -57,7 +59,14 @@ impl Scheduler {
         sizes: &dyn Fn(SlotId) -> Result<Estimate, Failure>,
         now: Timestamp,
     ) -> Plan {
-        let mut plan = Plan { slot, fits: false, load: Vec::new(), evict: Vec::new(), refuse: None };
+        let mut plan = Plan {
+            slot,
+            fits: false,
+            load: Vec::new(),
+            evict: Vec::new(),
+            shorten: Vec::new(),
+            refuse: None,
+        };
         let capabilities = self.slots[slot.0].spec.capabilities;
         let Some(capability) = Capability::ALL.into_iter().find(|one| capabilities.has(*one)) else {
             return plan;
@@ -77,11 +86,17 @@ impl Scheduler {
                     let cancelled = Failure::new(FailureKind::Cancelled, "given up");
                     self.handle(Event::Loaded { slot, result: Err(cancelled) }, now);
                 }
+                Effect::Resize { slot, .. } => self.handle(Event::Resized { slot, result: Ok(None) }, now),
                 Effect::StartUnload { slot } => self.handle(Event::Unloaded { slot }, now),
                 Effect::Changed(change)
                     if change.to == Phase::Unloading && change.cause == Cause::Evicted =>
                 {
                     plan.evict.push(change.model);
+                }
+                Effect::Changed(change)
+                    if change.to == Phase::Resizing && change.cause == Cause::Shortened =>
+                {
+                    plan.shorten.push(change.model);
                 }
                 Effect::Grant { id: granted, .. } if granted == id => plan.fits = true,
                 Effect::Reject { id: rejected, error } if rejected == id => plan.refuse = Some(error),
@@ -124,16 +139,24 @@ fn copy_slot(slot: &Slot, from: &Ledger, to: &mut Ledger) -> Slot {
     copy.took = slot.took;
     copy.last_load = slot.last_load;
     copy.uses = slot.uses;
+    copy.shortened = slot.shortened;
     let (held, leases, idle_since) = match &slot.state {
         State::Ready { held, leases, idle_since, .. } => (held, *leases, *idle_since),
         State::Loading { held, started, .. } => (held, 0, *started),
+        // What a shorter context frees is not counted yet: the plan errs on the safe side.
+        State::Resizing { held, idle_since, .. } => (held, 0, *idle_since),
         State::Absent | State::Estimating { .. } | State::Sized { .. } | State::Unloading { .. } => {
             return copy;
         }
     };
     // Not reserved anew: an overrun of the original is an overrun of the copy.
     let Some(reservation) = to.adopt(from, &held.reservation) else { return copy };
-    let held = Held { reservation, estimate: held.estimate.clone(), measured: held.measured };
+    let held = Held {
+        reservation,
+        estimate: held.estimate.clone(),
+        measured: held.measured,
+        whole: held.whole.clone(),
+    };
     copy.state = State::Ready { held, leases, idle_since, lost: None };
     copy.phase = Phase::Ready;
     copy

@@ -133,6 +133,13 @@ pub enum Event {
         /// What the model holds now, where that could be measured.
         result: Result<Option<Footprint>, Failure>,
     },
+    /// An [`Effect::Resize`] ended.
+    Resized {
+        /// The slot.
+        slot: SlotId,
+        /// What the model holds now, where that could be measured. After a failure it is of no use any more.
+        result: Result<Option<Footprint>, Failure>,
+    },
     /// A loaded model turned out to be gone: its thread or process has ended. What is left of it is unloaded.
     Lost {
         /// The slot.
@@ -203,6 +210,13 @@ pub enum Effect {
         /// The slot.
         slot: SlotId,
     },
+    /// Give the slot, which nobody uses, another context; what its estimate says of everything else stays.
+    Resize {
+        /// The slot.
+        slot: SlotId,
+        /// What it is to become.
+        estimate: Estimate,
+    },
     /// Unload the slot.
     StartUnload {
         /// The slot.
@@ -269,6 +283,9 @@ enum Shutdown {
 /// nobody runs after every page.
 const STEADY: u64 = 64;
 
+/// A context that was made shorter stays so for this long, so that it does not change with every request.
+const STAYS_SHORT: Duration = Duration::from_mins(1);
+
 /// First pause after a failed load.
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 /// Longest pause after failed loads.
@@ -299,6 +316,7 @@ impl Scheduler {
             Event::Return { id } => self.on_return(id, now),
             Event::Estimated { slot, left, result } => self.on_estimated(slot, left, result, now),
             Event::Loaded { slot, result } => self.on_loaded(slot, result, now),
+            Event::Resized { slot, result } => self.on_resized(slot, result, now),
             Event::Lost { slot, cause } => self.on_lost(slot, cause, now),
             Event::Unloaded { slot } => self.on_unloaded(slot, now),
             Event::Unload { id, slot } => self.on_unload(id, slot, now),
@@ -457,6 +475,32 @@ impl Scheduler {
         }
     }
 
+    fn on_resized(&mut self, slot: SlotId, result: Result<Option<Footprint>, Failure>, now: Timestamp) {
+        let (mut held, to, becomes, idle_since) = match self.slots[slot.0].take_state() {
+            State::Resizing { held, to, becomes, idle_since } => (held, *to, becomes, idle_since),
+            other => return self.slots[slot.0].state = other,
+        };
+        match result {
+            Ok(measured) => {
+                let total = measured.and_then(|measured| measured.total());
+                self.ledger.settle(&held.reservation, total.map_or(becomes, |total| total.max(becomes)));
+                let shorter = held.estimate.saves(&to) > Bytes::ZERO;
+                let whole = held.whole.take().unwrap_or_else(|| Box::new(held.estimate));
+                let whole = (whole.n_ctx != to.n_ctx).then_some(whole);
+                let held = Held { estimate: to, measured, whole, ..held };
+                self.slots[slot.0].shortened = Some(now).filter(|_| shorter);
+                let cause = if shorter { Cause::Shortened } else { Cause::Lengthened };
+                self.set_state(slot, State::Ready { held, leases: 0, idle_since, lost: None }, cause, now);
+                self.unload_if_asked(slot, now);
+            }
+            Err(cause) => {
+                let ready = State::Ready { held, leases: 0, idle_since, lost: Some(cause) };
+                self.set_state(slot, ready, Cause::Failed, now);
+                self.unload_if_lost(slot, now);
+            }
+        }
+    }
+
     /// Someone asked for the memory of a load that was being given up, and the load succeeded all the same.
     fn unload_if_asked(&mut self, slot: SlotId, now: Timestamp) {
         if self.slots[slot.0].unload_waiters.is_empty() {
@@ -525,7 +569,11 @@ impl Scheduler {
                 return self.effects.push_back(Effect::UnloadDone { id, result: Ok(Bytes::ZERO) });
             }
             State::Unloading { .. } => return entry.unload_waiters.push(id),
-            State::Ready { .. } | State::Loading { .. } if entry.pinned => Error::Pinned { model },
+            State::Ready { .. } | State::Loading { .. } | State::Resizing { .. } if entry.pinned => {
+                Error::Pinned { model }
+            }
+            // It is answered when that is done.
+            State::Resizing { .. } => return entry.unload_waiters.push(id),
             State::Ready { leases: 0, .. } => {
                 entry.unload_waiters.push(id);
                 return self.start_unload(slot, Cause::Asked, now);
@@ -605,7 +653,11 @@ impl Scheduler {
                 *cancelled = true;
                 self.effects.push_back(Effect::CancelLoad { slot });
             }
-            State::Absent | State::Loading { .. } | State::Ready { .. } | State::Unloading { .. } => {}
+            State::Absent
+            | State::Loading { .. }
+            | State::Ready { .. }
+            | State::Resizing { .. }
+            | State::Unloading { .. } => {}
         }
     }
 
@@ -614,6 +666,21 @@ impl Scheduler {
             State::Ready { held, .. } => {
                 self.set_state(slot, State::Unloading { held, cause }, cause, now);
                 self.effects.push_back(Effect::StartUnload { slot });
+            }
+            other => self.slots[slot.0].state = other,
+        }
+    }
+
+    /// Gives an idle slot another context. Room for a longer one is taken now, that of a shorter one is free when it is made.
+    fn start_resize(&mut self, slot: SlotId, to: Estimate, cause: Cause, now: Timestamp) {
+        match self.slots[slot.0].take_state() {
+            State::Ready { held, idle_since, .. } => {
+                let holds = self.ledger.bytes(&held.reservation);
+                let becomes = (holds + to.saves(&held.estimate)).saturating_sub(held.estimate.saves(&to));
+                self.ledger.settle(&held.reservation, becomes.max(holds));
+                let state = State::Resizing { held, to: Box::new(to.clone()), becomes, idle_since };
+                self.set_state(slot, state, cause, now);
+                self.effects.push_back(Effect::Resize { slot, estimate: to });
             }
             other => self.slots[slot.0].state = other,
         }

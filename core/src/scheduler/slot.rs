@@ -21,6 +21,8 @@ pub(super) struct Slot {
     pub(super) pinned: bool,
     pub(super) failures: u32,
     pub(super) backoff: Option<Backoff>,
+    /// When its context was last made shorter.
+    pub(super) shortened: Option<Timestamp>,
     /// What its last load took, if that was more than estimated: the next estimate is no lower.
     pub(super) took: Option<Bytes>,
     pub(super) last_load: Option<(Timestamp, Timestamp)>,
@@ -40,8 +42,11 @@ pub(super) struct Backoff {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) reservation: Reservation,
+    /// As it is now.
     pub(super) estimate: Estimate,
     pub(super) measured: Option<Footprint>,
+    /// As it was loaded, while its context is shorter than that.
+    pub(super) whole: Option<Box<Estimate>>,
 }
 
 #[derive(Debug)]
@@ -56,7 +61,9 @@ pub(super) enum State {
     Sized { estimate: Estimate, left: Bytes },
     /// To `Ready`, or to `Absent` when the load fails or is given up.
     Loading { held: Held, started: Timestamp, cancelled: bool },
-    /// Can be used. To `Unloading`, never while leases are out (the end of a shutdown's grace excepted).
+    /// Its context becomes as in `to`, shorter or longer, and it holds `becomes` then. To `Ready`, and where that fails from there to `Unloading`.
+    Resizing { held: Held, to: Box<Estimate>, becomes: Bytes, idle_since: Timestamp },
+    /// Can be used. To `Resizing` while it is idle. To `Unloading`, never while leases are out (the end of a shutdown's grace excepted).
     /// With `lost`, its engine has ended: nobody new may use it, and it goes when the last lease is back.
     Ready { held: Held, leases: usize, idle_since: Timestamp, lost: Option<Failure> },
     /// Its memory is on its way back. To `Absent`.
@@ -75,6 +82,8 @@ pub enum Phase {
     Waiting,
     /// Being loaded.
     Loading,
+    /// Its context is being made shorter or longer.
+    Resizing,
     /// Ready to answer.
     Ready,
     /// Its memory is on its way back.
@@ -89,6 +98,10 @@ pub enum Cause {
     Request,
     /// Another model needs its room.
     Evicted,
+    /// Another model needs a part of its room: its context becomes shorter.
+    Shortened,
+    /// There is room for its whole context again.
+    Lengthened,
     /// It was idle for its TTL.
     Ttl,
     /// Someone asked for it.
@@ -114,6 +127,8 @@ impl Cause {
         match self {
             Self::Request => "request",
             Self::Evicted => "evicted",
+            Self::Shortened => "shortened",
+            Self::Lengthened => "lengthened",
             Self::Ttl => "ttl",
             Self::Asked => "asked",
             Self::Budget => "budget",
@@ -169,6 +184,7 @@ impl Slot {
             since: Timestamp::default(),
             failures: 0,
             backoff: None,
+            shortened: None,
             took: None,
             last_load: None,
             uses: (0.0, 0),
@@ -218,6 +234,20 @@ impl Slot {
     }
 }
 
+impl Held {
+    /// The contexts that it can have, longest first.
+    pub(super) fn contexts(&self) -> impl Iterator<Item = &Estimate> {
+        let whole = self.whole.as_deref().unwrap_or(&self.estimate);
+        std::iter::once(whole).chain(&whole.shorter)
+    }
+
+    /// The longest context with which it holds so much less, or else the shortest; none where it has no shorter one.
+    pub(super) fn shorter(&self, saving: Bytes) -> Option<&Estimate> {
+        let shorter = || self.contexts().filter(|other| self.estimate.saves(other) > Bytes::ZERO);
+        shorter().find(|other| self.estimate.saves(other) >= saving).or_else(|| shorter().last())
+    }
+}
+
 impl State {
     pub(super) fn phase(&self) -> Phase {
         match self {
@@ -225,6 +255,7 @@ impl State {
             Self::Estimating { .. } => Phase::Estimating,
             Self::Sized { .. } => Phase::Waiting,
             Self::Loading { .. } => Phase::Loading,
+            Self::Resizing { .. } => Phase::Resizing,
             Self::Ready { .. } => Phase::Ready,
             Self::Unloading { .. } => Phase::Unloading,
         }
@@ -232,9 +263,10 @@ impl State {
 
     pub(super) fn held(&self) -> Option<&Held> {
         match self {
-            Self::Loading { held, .. } | Self::Ready { held, .. } | Self::Unloading { held, .. } => {
-                Some(held)
-            }
+            Self::Loading { held, .. }
+            | Self::Ready { held, .. }
+            | Self::Resizing { held, .. }
+            | Self::Unloading { held, .. } => Some(held),
             Self::Absent | Self::Estimating { .. } | Self::Sized { .. } => None,
         }
     }

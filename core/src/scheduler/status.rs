@@ -72,6 +72,7 @@ impl Phase {
             Self::Estimating => "estimating",
             Self::Waiting => "waiting",
             Self::Loading => "loading",
+            Self::Resizing => "resizing",
             Self::Ready => "ready",
             Self::Unloading => "unloading",
         }
@@ -113,6 +114,7 @@ impl Scheduler {
             | State::Estimating { .. }
             | State::Sized { .. }
             | State::Loading { .. }
+            | State::Resizing { .. }
             | State::Unloading { .. } => (0, None),
         };
         let estimate = match &slot.state {

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use sarai_core::config::{
-    Budget, Class, Context, GgufConfig, ModelRole, Place, RouterKind, StepAction, Strategy, Weights,
+    Budget, Class, Context, GgufConfig, KvCacheType, ModelRole, Place, RouterKind, StepAction, Strategy,
+    Weights,
 };
 use sarai_core::units::Bytes;
 
@@ -44,6 +45,7 @@ fn gguf(path: &str) -> Place {
         path: path.into(),
         context,
         weights: Weights::Auto,
+        kv_cache_type: KvCacheType::F16,
         threads: None,
         parallel: None,
         lora: Vec::new(),

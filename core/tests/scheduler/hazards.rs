@@ -746,3 +746,127 @@ fn a_plan_that_has_to_wait_for_a_busy_model_says_so() {
     let plans = world.scheduler.plan(&[SlotId(1)], &sizes, world.now);
     assert!(!plans[0].fits && plans[0].refuse.is_none());
 }
+
+#[test]
+fn who_would_be_evicted_gets_a_shorter_context_where_that_is_enough() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 50)]);
+    used_once(&mut world, 0);
+    let waiting = world.request(1);
+    assert_eq!((world.phase(0), world.phase(1)), (Phase::Resizing, Phase::Waiting));
+    assert!(world.loading.is_empty(), "its room is not there yet");
+    world.finish_resize(0, false);
+    assert_eq!(world.holds(0), 40, "half of its context is enough");
+    world.finish_load(1);
+    assert!(world.is_granted(waiting) && world.unloading.is_empty());
+    let shortened = world.request(0);
+    assert!(world.is_granted(shortened), "it answers with the shorter context");
+}
+
+#[test]
+fn a_context_becomes_only_as_short_as_needed_and_its_model_is_evicted_where_that_is_not_enough() {
+    let models = || vec![llm("a", 60).context(40), llm("b", 70), llm("c", 80), llm("d", 61)];
+    for (other, leaves) in [(1, Some(30)), (2, None), (3, Some(30))] {
+        let mut world = World::new(limits(100, 3), models());
+        used_once(&mut world, 0);
+        world.request(other);
+        let becomes = (!world.resizing.is_empty()).then(|| {
+            world.finish_resize(0, false);
+            world.holds(0)
+        });
+        assert_eq!(becomes, leaves, "{other}");
+        assert_eq!(world.unloading.is_empty(), leaves.is_some());
+    }
+}
+
+#[test]
+fn of_two_victims_one_may_only_have_to_get_shorter() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40), llm("b", 60).context(40), llm("c", 80)]);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    world.request(2);
+    assert_eq!((world.phase(0), world.phase(1)), (Phase::Unloading, Phase::Unloading), "20 is too little");
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40), llm("b", 60).context(40), llm("c", 65)]);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    world.request(2);
+    assert_eq!((world.phase(0), world.phase(1)), (Phase::Unloading, Phase::Resizing));
+}
+
+#[test]
+fn a_shorter_context_frees_no_place_among_the_llms() {
+    let mut world = World::new(limits(100, 1), vec![llm("a", 40).context(40), llm("b", 70)]);
+    used_once(&mut world, 0);
+    world.request(1);
+    assert_eq!(world.phase(0), Phase::Unloading);
+}
+
+#[test]
+fn a_pinned_models_context_stays() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 50)]);
+    used_once(&mut world, 0);
+    world.pin(0, true);
+    world.request(1);
+    assert_eq!(world.phase(0), Phase::Ready);
+}
+
+#[test]
+fn a_context_is_whole_again_when_there_is_room_and_not_at_once() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 50)]);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    assert_eq!(world.holds(0), 40);
+    world.unload(1);
+    world.settle();
+    let soon = world.request(0);
+    assert!(world.is_granted(soon), "without a change so soon");
+    world.give_back(soon);
+    world.pass(Duration::from_secs(60));
+    let later = world.request(0);
+    assert_eq!((world.phase(0), world.holds(0)), (Phase::Resizing, 60), "its room is taken at once");
+    world.finish_resize(0, false);
+    assert!(world.is_granted(later));
+    // Someone who needs the room has it first.
+    world.give_back(later);
+    used_once(&mut world, 1);
+    world.pass(Duration::from_secs(60));
+    let third = world.request(0);
+    assert!(world.is_granted(third), "there is no room for more");
+}
+
+#[test]
+fn an_engine_that_cannot_make_its_other_context_is_unloaded_and_its_memory_comes_back() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 50)]);
+    used_once(&mut world, 0);
+    let waiting = world.request(1);
+    world.finish_resize(0, true);
+    assert_eq!(world.phase(0), Phase::Unloading);
+    world.settle();
+    assert!(world.is_granted(waiting));
+    let refused = world.request(0);
+    assert!(matches!(world.rejection(refused), Some(Error::LoadBackoff { .. })));
+}
+
+#[test]
+fn an_unload_that_is_asked_for_during_a_change_of_context_follows_it() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 50)]);
+    used_once(&mut world, 0);
+    world.request(1);
+    world.unload(0);
+    assert!(world.unload_results.is_empty());
+    world.finish_resize(0, false);
+    world.settle();
+    assert_eq!(world.unload_results.len(), 1);
+    assert_eq!(world.holds(0), 0);
+}
+
+#[test]
+fn what_a_resized_model_really_holds_is_what_counts() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 50)]);
+    used_once(&mut world, 0);
+    world.request(1);
+    let measured = Footprint { file_backed: Bytes(20), anonymous: Some(Bytes(25)) };
+    world.resizing.clear();
+    world.scheduler.handle(Event::Resized { slot: SlotId(0), result: Ok(Some(measured)) }, world.now);
+    let status = world.scheduler.status(world.now);
+    assert_eq!((status.slots[0].reserved, status.slots[0].measured), (Bytes(45), Some(measured)));
+}

@@ -21,6 +21,8 @@ enum Step {
     FinishLoad(usize),
     FailLoad(usize),
     FinishUnload(usize),
+    FinishResize(usize),
+    FailResize(usize),
     Lose(usize),
     Unload(usize),
     Pin(usize, bool),
@@ -38,6 +40,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => any::<usize>().prop_map(Step::FinishLoad),
         1 => any::<usize>().prop_map(Step::FailLoad),
         6 => any::<usize>().prop_map(Step::FinishUnload),
+        4 => any::<usize>().prop_map(Step::FinishResize),
+        1 => any::<usize>().prop_map(Step::FailResize),
         1 => any::<usize>().prop_map(Step::Lose),
         1 => (0..8usize).prop_map(Step::Unload),
         1 => (0..8usize, any::<bool>()).prop_map(|(slot, pinned)| Step::Pin(slot, pinned)),
@@ -50,8 +54,8 @@ fn model(name: usize) -> impl Strategy<Value = Model> {
     let class = prop_oneof![
         1 => Just(Class::Ephemeral), 3 => Just(Class::OnDemand), 1 => Just(Class::Preferred)
     ];
-    (1..70u64, class, 1..3usize, prop::option::of(5..60u64), 0..10u8).prop_map(
-        move |(size, class, parallel, ttl, kind)| {
+    (1..70u64, class, 1..3usize, prop::option::of(5..60u64), 0..10u8, 0..4u64).prop_map(
+        move |(size, class, parallel, ttl, kind, quarters)| {
             // Some slots share a model, as a host and its local fallback do; some are helpers.
             let mut model = match kind {
                 0 => helper(&format!("helper{name}"), size / 5),
@@ -64,7 +68,8 @@ fn model(name: usize) -> impl Strategy<Value = Model> {
                 model.spec.parallel = parallel;
                 model.spec.ttl = ttl.map(Duration::from_secs);
             }
-            model
+            let context = model.size * quarters / 4;
+            model.context(context)
         },
     )
 }
@@ -96,12 +101,15 @@ fn before(world: &World, slot: usize) -> Before {
     let shares_place = status.slots.iter().zip(&world.models).any(|(other, model)| {
         model.spec.llm
             && model.spec.model == spec.model
-            && matches!(other.phase, Phase::Loading | Phase::Ready)
+            && matches!(other.phase, Phase::Loading | Phase::Resizing | Phase::Ready)
     });
     let free_place = !spec.llm || shares_place || world.llms() < world.limits.max_concurrent_llms;
     Before {
         ready_and_free: world.loaded.contains(&SlotId(slot))
             && !world.lost.contains(&SlotId(slot))
+            // One that has a shorter context may get its whole one first.
+            && world.holds(slot) == world.models[slot].size
+            && !world.resizing.contains(&SlotId(slot))
             && leases < spec.parallel,
         never_fits: absent && pinned + world.models[slot].size > world.limits.budget.0,
         fits: absent && world.held() + world.models[slot].size <= status.limit.0 && free_place,
@@ -161,8 +169,19 @@ fn play(world: &mut World, step: Step) {
                 world.finish_unload(slot.0);
             }
         }
+        Step::FinishResize(n) => {
+            if let Some(slot) = nth(world.resizing.iter(), n) {
+                world.finish_resize(slot.0, false);
+            }
+        }
+        Step::FailResize(n) => {
+            if let Some(slot) = nth(world.resizing.iter(), n) {
+                world.finish_resize(slot.0, true);
+            }
+        }
         Step::Lose(n) => {
-            if let Some(slot) = nth(world.loaded.iter(), n) {
+            let slot = nth(world.loaded.iter(), n);
+            if let Some(slot) = slot.filter(|slot| !world.resizing.contains(slot)) {
                 world.lose(slot.0);
             }
         }

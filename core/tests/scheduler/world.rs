@@ -20,6 +20,27 @@ use sarai_core::units::{Bytes, Timestamp};
 pub(crate) struct Model {
     pub(crate) spec: SlotSpec,
     pub(crate) size: u64,
+    /// The part of the size that is its context's. It can become a half and a quarter of that.
+    pub(crate) context: u64,
+}
+
+impl Model {
+    /// With so much of its size in its context.
+    pub(crate) fn context(self, context: u64) -> Self {
+        assert!(context <= self.size);
+        Self { context, ..self }
+    }
+
+    fn estimate(&self) -> Estimate {
+        let at = |part: u64| Estimate {
+            weights: Bytes(self.size - self.context),
+            kv: Bytes(self.context / part),
+            n_ctx: Some(u32::try_from(8000 / part).unwrap()),
+            ..Estimate::default()
+        };
+        let shorter = if self.context > 0 { vec![at(2), at(4)] } else { Vec::new() };
+        Estimate { shorter, ..at(1) }
+    }
 }
 
 pub(crate) fn llm(name: &str, size: u64) -> Model {
@@ -31,7 +52,7 @@ pub(crate) fn llm(name: &str, size: u64) -> Model {
         parallel: 1,
         ttl: None,
     };
-    Model { spec, size }
+    Model { spec, size, context: 0 }
 }
 
 pub(crate) fn helper(name: &str, size: u64) -> Model {
@@ -72,6 +93,7 @@ pub(crate) struct World {
     pub(crate) offered: Vec<(SlotId, Bytes)>,
     pub(crate) loading: Vec<SlotId>,
     pub(crate) unloading: Vec<SlotId>,
+    pub(crate) resizing: Vec<SlotId>,
     pub(crate) cancelled: BTreeSet<SlotId>,
     pub(crate) loaded: BTreeSet<SlotId>,
     pub(crate) pinned: BTreeSet<SlotId>,
@@ -84,6 +106,8 @@ pub(crate) struct World {
     pub(crate) stopped: bool,
     /// Bytes promised to loads and not yet back from unloads, as this world counts them.
     held: BTreeMap<SlotId, u64>,
+    /// What those whose context changes will hold.
+    becomes: BTreeMap<SlotId, u64>,
     next: u64,
     events: usize,
     aborting: bool,
@@ -103,6 +127,8 @@ impl World {
             offered: Vec::new(),
             loading: Vec::new(),
             unloading: Vec::new(),
+            resizing: Vec::new(),
+            becomes: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             loaded: BTreeSet::new(),
             lost: BTreeSet::new(),
@@ -153,8 +179,7 @@ impl World {
 
     pub(crate) fn finish_estimates(&mut self) {
         while let Some(slot) = self.estimating.pop() {
-            let weights = Bytes(self.models[slot.0].size);
-            let result = Ok(Estimate { weights, ..Estimate::default() });
+            let result = Ok(self.models[slot.0].estimate());
             let told = self.offered.iter().rev().find(|(offered, _)| *offered == slot);
             let left = told.map_or(Bytes::ZERO, |(_, left)| *left);
             self.event(Event::Estimated { slot, left, result });
@@ -187,6 +212,22 @@ impl World {
         self.finish_estimates();
     }
 
+    /// A slot has its other context. With a failure, its engine is of no use any more.
+    pub(crate) fn finish_resize(&mut self, slot: usize, fails: bool) {
+        let slot = SlotId(slot);
+        take(&mut self.resizing, slot);
+        let becomes = self.becomes.remove(&slot).unwrap();
+        let result = if fails {
+            self.lost.insert(slot);
+            Err(Failure::new(FailureKind::Engine, "scripted"))
+        } else {
+            self.held.insert(slot, becomes);
+            Ok(None)
+        };
+        self.event(Event::Resized { slot, result });
+        self.finish_estimates();
+    }
+
     /// The engine of a loaded slot ends by itself.
     pub(crate) fn lose(&mut self, slot: usize) {
         let slot = SlotId(slot);
@@ -200,6 +241,8 @@ impl World {
         loop {
             if let Some(slot) = self.unloading.first().copied() {
                 self.finish_unload(slot.0);
+            } else if let Some(slot) = self.resizing.first().copied() {
+                self.finish_resize(slot.0, false);
             } else if let Some(slot) = self.loading.first().copied() {
                 if self.cancelled.contains(&slot) {
                     self.fail_load(slot.0, FailureKind::Cancelled);
@@ -256,6 +299,10 @@ impl World {
         self.loaded.iter().map(|slot| slot.0).collect()
     }
 
+    pub(crate) fn holds(&self, slot: usize) -> u64 {
+        self.held.get(&SlotId(slot)).copied().unwrap_or(0)
+    }
+
     pub(crate) fn held(&self) -> u64 {
         self.held.values().sum()
     }
@@ -303,7 +350,19 @@ impl World {
                 );
                 self.cancelled.insert(slot);
             }
+            Effect::Resize { slot, estimate } => {
+                assert!(self.loaded.contains(&slot) && !self.lost.contains(&slot), "{slot:?} is not ready");
+                assert!(!self.leases.values().any(|used| *used == slot), "{slot:?} is in use");
+                assert!(!self.resizing.contains(&slot), "{slot:?} is resized twice");
+                let becomes = estimate.total().0;
+                let holds = self.held.entry(slot).or_default();
+                assert!(becomes >= *holds || !self.pinned.contains(&slot), "{slot:?} is pinned");
+                *holds = becomes.max(*holds);
+                self.becomes.insert(slot, becomes);
+                self.resizing.push(slot);
+            }
             Effect::StartUnload { slot } => {
+                assert!(!self.resizing.contains(&slot), "{slot:?} is being resized");
                 assert!(self.loaded.remove(&slot), "{slot:?} is not loaded");
                 self.lost.remove(&slot);
                 if !self.aborting {
@@ -315,6 +374,7 @@ impl World {
                 assert_eq!(self.waiting.remove(&id), Some(slot), "{id:?} does not wait for {slot:?}");
                 assert!(self.loaded.contains(&slot), "{slot:?} is not ready");
                 assert!(!self.lost.contains(&slot), "{slot:?} is gone");
+                assert!(!self.resizing.contains(&slot), "{slot:?} is being resized");
                 self.leases.insert(id, slot);
                 self.answer(id, Outcome::Granted);
             }

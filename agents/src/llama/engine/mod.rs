@@ -26,6 +26,7 @@ use super::measure::Growth;
 use super::prompt::common;
 use super::runtime;
 use super::sessions::Sessions;
+use super::thread::Resize;
 use crate::Error;
 use kept::{Entry, Kept};
 use pace::{Pace, split};
@@ -53,6 +54,8 @@ pub(super) const fn sequences(parallel: u32) -> u32 {
 pub(super) enum Command {
     /// Answer this.
     Answer(Box<Sequence>),
+    /// End, to be begun again with another context. What was computed goes to the session store, from which it comes back.
+    Resize(Resize),
     /// End; sent when the token is cancelled, to wake the thread.
     Stop,
 }
@@ -103,6 +106,7 @@ pub(super) struct Engine<'m> {
     batch: Batch,
     threads: usize,
     growth: &'m mut Growth,
+    resize: Option<Resize>,
 }
 
 /// A sequence's part of a step.
@@ -147,17 +151,18 @@ impl<'m> Engine<'m> {
             batch: Batch::default(),
             threads: shape.threads,
             growth,
+            resize: None,
         }
     }
 
     /// Works until it is told to stop or nobody can tell it anything any more, and then writes what it has computed to
-    /// the session store.
+    /// the session store. Returns the context to begin again with, where it is told of one.
     pub(super) fn run(
         mut self,
         commands: &mut Receiver<Command>,
         coming: &Coming,
         stopping: &CancellationToken,
-    ) {
+    ) -> Option<Resize> {
         while self.listen(commands, coming) && !stopping.is_cancelled() {
             self.leave();
             self.let_in();
@@ -172,6 +177,7 @@ impl<'m> Engine<'m> {
         for entry in self.kept.take_all() {
             self.store(&entry);
         }
+        self.resize
     }
 
     /// Hears what there is to hear; waits where there is nothing to do. Returns whether to go on.
@@ -180,6 +186,7 @@ impl<'m> Engine<'m> {
         if idle {
             match commands.blocking_recv() {
                 Some(Command::Answer(sequence)) => self.waiting.push_back(*sequence),
+                Some(Command::Resize(resize)) => return self.ends_for(resize),
                 Some(Command::Stop) | None => return false,
             }
         }
@@ -189,11 +196,17 @@ impl<'m> Engine<'m> {
         loop {
             match commands.try_recv() {
                 Ok(Command::Answer(sequence)) => self.waiting.push_back(*sequence),
+                Ok(Command::Resize(resize)) => return self.ends_for(resize),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) if linger() => std::thread::yield_now(),
                 Err(TryRecvError::Empty) => return true,
             }
         }
+    }
+
+    fn ends_for(&mut self, resize: Resize) -> bool {
+        self.resize = Some(resize);
+        false
     }
 
     /// Lets go of the sequences whose readers have left.
