@@ -81,6 +81,24 @@ pub(super) fn mapped(file: &Path) -> Option<Bytes> {
     Some(total.min(Bytes(size.next_multiple_of(4096))))
 }
 
+/// Blocks of this size and more come from the system and go back to it when they are freed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const OWN_BLOCK: std::ffi::c_int = 4 << 20;
+
+/// Has the C library give large blocks back as soon as they are freed. Left to itself, it raises its threshold to 32 MB once
+/// one of that size was freed, and then keeps up to 64 MB at the end of each thread's heap, which no trimming reaches.
+pub(super) fn give_large_blocks_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        #[expect(unsafe_code, reason = "the C library's own function has no safe wrapper")]
+        // SAFETY: mallopt takes numbers and may be called at any time from any thread.
+        let set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_BLOCK) };
+        if set == 0 {
+            tracing::debug!("the C library keeps its own threshold for large blocks");
+        }
+    }
+}
+
 /// Gives memory that was freed back to the system, where the C library keeps it otherwise.
 pub(super) fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -7,7 +7,7 @@ use llama_cpp_2::llama_backend::LlamaBackend;
 use sarai_core::request::Capability;
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::measure::Growth;
+use super::measure::{self, Growth};
 use crate::Error;
 
 /// llama.cpp, started on first use and kept to the end: its drop would free it under models still loaded. Its log goes
@@ -16,6 +16,7 @@ pub(super) fn backend() -> Result<&'static LlamaBackend, Error> {
     static BACKEND: OnceLock<Result<LlamaBackend, Arc<llama_cpp_2::LlamaCppError>>> = OnceLock::new();
     let started = BACKEND.get_or_init(|| {
         super::log::send_to_tracing();
+        measure::give_large_blocks_back();
         LlamaBackend::init().map_err(Arc::new)
     });
     started.as_ref().map_err(|source| Error::Runtime { source: Arc::clone(source) })
