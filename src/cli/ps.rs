@@ -118,7 +118,8 @@ async fn with_estimates(sarai: &Sarai) -> Result<MemoryUsage, Error> {
     let plans = pool.plan(&names).await?;
     for model in usage.models.iter_mut().filter(|model| model.estimated_bytes.is_none()) {
         let own = plans.iter().find(|plan| plan.model == model.model && plan.served_by == model.served_by);
-        model.estimated_bytes = own.and_then(|plan| plan.estimate.as_ref()).map(|estimate| estimate.total());
+        model.estimate = own.and_then(|plan| plan.estimate.clone());
+        model.estimated_bytes = model.estimate.as_ref().map(Estimate::total);
     }
     Ok(usage)
 }
@@ -137,7 +138,8 @@ async fn hosts(sarai: &Sarai) -> BTreeMap<String, HostState> {
     futures::future::join_all(states).await.into_iter().collect()
 }
 
-/// The models of this process, a line each.
+/// The models of this process, a line each: what each is estimated to take in all, for its context's keys and values and
+/// for its compute buffers; what was measured in all, of its file's pages and of the process's own memory.
 pub(super) fn memory_table(usage: &MemoryUsage) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
@@ -146,14 +148,18 @@ pub(super) fn memory_table(usage: &MemoryUsage) -> Table {
         "CLASS",
         "SERVED BY",
         "ESTIMATED",
+        "KV",
+        "COMPUTE",
         "MEASURED",
+        "FILE",
+        "OWN",
         "CONTEXT",
         "IDLE",
     ]);
     for model in &usage.models {
         table.add_row(row(model));
     }
-    for column in [4, 5, 6, 7] {
+    for column in 4..=11 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -161,7 +167,7 @@ pub(super) fn memory_table(usage: &MemoryUsage) -> Table {
     table
 }
 
-fn row(model: &ModelMemory) -> [String; 8] {
+fn row(model: &ModelMemory) -> [String; 12] {
     let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
     let pinned = if model.pinned { ", pinned" } else { "" };
     [
@@ -170,7 +176,11 @@ fn row(model: &ModelMemory) -> [String; 8] {
         format!("{}{pinned}", model.class.as_str()),
         shorten(&model.served_by.to_string()),
         bytes(model.estimated_bytes),
+        bytes(model.estimate.as_ref().map(|estimate| estimate.kv)),
+        bytes(model.estimate.as_ref().map(|estimate| estimate.compute)),
         bytes(model.measured_bytes),
+        bytes(model.measured.map(|measured| measured.file_backed)),
+        bytes(model.measured.and_then(|measured| measured.anonymous)),
         model.n_ctx.map_or_else(|| "-".to_owned(), |n_ctx| n_ctx.to_string()),
         model.idle_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.0} s")),
     ]
@@ -187,11 +197,22 @@ fn shorten(place: &str) -> String {
 /// The ledger in one line.
 pub(super) fn totals(usage: &MemoryUsage) -> String {
     let mut text = format!(
-        "{} of {} reserved (peak {}), {} of {} LLMs",
-        usage.used_bytes, usage.budget_bytes, usage.peak_bytes, usage.llms, usage.max_concurrent_llms
+        "{} of {} reserved (peak {}), {} left, {} of {} LLMs",
+        usage.used_bytes,
+        usage.budget_bytes,
+        usage.peak_bytes,
+        usage.headroom_bytes,
+        usage.llms,
+        usage.max_concurrent_llms
     );
     if usage.limit_bytes < usage.budget_bytes {
         text += &format!("; the machine has memory for {} just now", usage.limit_bytes);
+    }
+    if let Some(system) = &usage.system {
+        text += &format!(
+            "\nthis process {}; the machine {} available of {}",
+            system.process, system.available, system.total
+        );
     }
     text
 }

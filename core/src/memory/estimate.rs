@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::units::Bytes;
 
@@ -71,6 +71,38 @@ impl Estimate {
     #[must_use]
     pub fn at_load(&self) -> Bytes {
         self.reserve() + self.passing
+    }
+}
+
+/// By kind, with the total.
+impl Serialize for Estimate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct ByKind {
+            weights: Bytes,
+            kv: Bytes,
+            compute: Bytes,
+            projector: Bytes,
+            overhead: Bytes,
+            total: Bytes,
+            passing: Bytes,
+            measured_before: Option<Bytes>,
+            load_seconds: Option<f64>,
+            n_ctx: Option<u32>,
+        }
+        let by_kind = ByKind {
+            weights: self.weights,
+            kv: self.kv,
+            compute: self.compute,
+            projector: self.projector,
+            overhead: self.overhead,
+            total: self.total(),
+            passing: self.passing,
+            measured_before: self.measured_before,
+            load_seconds: self.load_time.map(|time| time.as_secs_f64()),
+            n_ctx: self.n_ctx,
+        };
+        by_kind.serialize(serializer)
     }
 }
 

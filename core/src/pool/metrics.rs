@@ -11,7 +11,7 @@ use super::SlotEntry;
 use crate::backend::ServedBy;
 use crate::error::Error;
 use crate::failure::FailureKind;
-use crate::memory::{Footprint, SystemMemory};
+use crate::memory::{Estimate, Footprint, SystemMemory};
 use crate::request::Completion;
 use crate::scheduler::{Cause, Change, Limits, Phase, SlotId};
 use crate::units::{Bytes, ModelName};
@@ -38,6 +38,8 @@ struct SlotMetrics {
     place: String,
     reserved: Gauge,
     estimated: Gauge,
+    /// Of weights, keys and values, compute buffers, projector, the rest.
+    estimated_kinds: [Gauge; 5],
     file_backed: Gauge,
     anonymous: Gauge,
     load_seconds: Histogram,
@@ -151,6 +153,9 @@ impl SlotMetrics {
         Self {
             reserved: bytes("reserved"),
             estimated: bytes("estimated"),
+            estimated_kinds: ["weights", "kv", "compute", "projector", "overhead"].map(|kind| {
+                gauge!("sarai_model_estimated_bytes", "model" => model.clone(), "place" => place.clone(), "kind" => kind)
+            }),
             file_backed: bytes("file_backed"),
             anonymous: bytes("anonymous"),
             shortfall: counter!("sarai_unload_shortfall_bytes_total", "model" => model.clone(), "place" => place.clone()),
@@ -162,7 +167,12 @@ impl SlotMetrics {
 
     fn on_change(&self, change: &Change) {
         self.reserved.set(change.bytes.0 as f64);
-        self.estimated.set(change.estimated.unwrap_or_default().0 as f64);
+        let estimate = change.estimate.clone().unwrap_or_default();
+        self.estimated.set(estimate.total().0 as f64);
+        let Estimate { weights, kv, compute, projector, overhead, .. } = estimate;
+        for (gauge, bytes) in self.estimated_kinds.iter().zip([weights, kv, compute, projector, overhead]) {
+            gauge.set(bytes.0 as f64);
+        }
         let measured = change.measured.unwrap_or(Footprint::NONE);
         self.file_backed.set(measured.file_backed.0 as f64);
         // Not a number: what is not known must not look like zero.
@@ -258,6 +268,7 @@ fn describe() {
         Unit::Bytes,
         "Bytes of a model, by kind; measured right after its load"
     );
+    describe_gauge!("sarai_model_estimated_bytes", Unit::Bytes, "What a model is estimated to take, by kind");
     describe_counter!(
         "sarai_unload_shortfall_bytes_total",
         Unit::Bytes,

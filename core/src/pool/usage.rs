@@ -20,6 +20,8 @@ pub struct MemoryUsage {
     pub limit_bytes: Bytes,
     /// What the ledger holds.
     pub used_bytes: Bytes,
+    /// What is left of the limit.
+    pub headroom_bytes: Bytes,
     /// The most it ever held.
     pub peak_bytes: Bytes,
     /// LLMs loaded or loading.
@@ -51,6 +53,8 @@ pub struct ModelMemory {
     pub pinned: bool,
     /// What its load was expected to take; `None` if it is not loaded.
     pub estimated_bytes: Option<Bytes>,
+    /// The same, by kind, for the context that it has now.
+    pub estimate: Option<Estimate>,
     /// What the ledger holds for it.
     pub reserved_bytes: Bytes,
     /// What it holds, as measured: what is resident of its file just now, and by what the process's own memory grew
@@ -84,7 +88,6 @@ pub struct PlannedModel {
     /// Whether it would be served without waiting for a request in progress.
     pub fits: bool,
     /// What the place would take, by kind; `None` if its size cannot be told.
-    #[serde(serialize_with = "estimate_by_kind")]
     pub estimate: Option<Estimate>,
     /// The models that would be loaded.
     pub load: Vec<ModelName>,
@@ -123,6 +126,7 @@ impl ModelPool {
                     class: slot.class,
                     pinned: slot.pinned,
                     estimated_bytes: slot.estimate.as_ref().map(Estimate::total),
+                    estimate: slot.estimate.clone(),
                     reserved_bytes: slot.reserved,
                     measured_bytes: measured.and_then(|measured| measured.total()),
                     measured,
@@ -138,6 +142,7 @@ impl ModelPool {
                 budget_bytes: status.budget,
                 limit_bytes: status.limit,
                 used_bytes: status.used,
+                headroom_bytes: status.limit.saturating_sub(status.used),
                 peak_bytes: status.peak,
                 llms: status.llms,
                 max_concurrent_llms: status.max_concurrent_llms,
@@ -197,35 +202,6 @@ impl ModelPool {
     fn model_of(&self, slot: SlotId) -> ModelName {
         self.inner.shared.slots[slot.0].model.clone()
     }
-}
-
-fn estimate_by_kind<S: Serializer>(estimate: &Option<Estimate>, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct ByKind {
-        weights: Bytes,
-        kv: Bytes,
-        compute: Bytes,
-        projector: Bytes,
-        overhead: Bytes,
-        total: Bytes,
-        passing: Bytes,
-        measured_before: Option<Bytes>,
-        load_seconds: Option<f64>,
-        n_ctx: Option<u32>,
-    }
-    let by_kind = estimate.as_ref().map(|e| ByKind {
-        weights: e.weights,
-        kv: e.kv,
-        compute: e.compute,
-        projector: e.projector,
-        overhead: e.overhead,
-        total: e.total(),
-        passing: e.passing,
-        measured_before: e.measured_before,
-        load_seconds: e.load_time.map(|time| time.as_secs_f64()),
-        n_ctx: e.n_ctx,
-    });
-    by_kind.serialize(serializer)
 }
 
 fn as_text<S: Serializer>(error: &Option<Error>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -713,7 +713,7 @@ impl Scheduler {
             at: now,
             took,
             bytes: held.map_or(Bytes::ZERO, |held| self.ledger.bytes(&held.reservation)),
-            estimated: held.map(|held| held.estimate.total()),
+            estimate: held.map(|held| held.estimate.clone()),
             measured: held.and_then(|held| held.measured),
             used: self.ledger.used(),
             budget: self.ledger.budget(),

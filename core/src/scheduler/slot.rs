@@ -161,7 +161,7 @@ pub struct Change {
     /// What the ledger holds for the slot.
     pub bytes: Bytes,
     /// Its estimate, while it holds anything.
-    pub estimated: Option<Bytes>,
+    pub estimate: Option<Estimate>,
     /// What was measured right after its load.
     pub measured: Option<Footprint>,
     /// What the ledger holds in all.
