@@ -10,7 +10,7 @@ use sarai_core::backend::Backend;
 use sarai_core::config::{
     self, Class, Config, ConfigError, ModelConfig, Overrides, Place, Problem, SessionsConfig,
 };
-use sarai_core::memory::{Probe, SystemProbe};
+use sarai_core::memory::{Probe, SharedBudget, SystemProbe};
 use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::router::{Router, Routing};
@@ -76,6 +76,9 @@ impl Sarai {
             .probe(Arc::new(probe))
             .wait_timeout(config.queue.wait_timeout)
             .monitor_interval(config.memory.monitor_interval);
+        if config.memory.shared {
+            builder = builder.share_budget(share()?);
+        }
         for (name, model) in &config.models {
             builder = builder.model(ModelSpec {
                 name: name.clone(),
@@ -191,6 +194,19 @@ fn wire(
 fn session_store(config: &SessionsConfig) -> Option<Arc<SessionStore>> {
     let folder = config.path.clone().or_else(|| Some(cache_folder()?.join("sessions")))?;
     Some(SessionStore::new(folder, config.max_bytes))
+}
+
+/// This process's part in the budget of all of the user's processes.
+fn share() -> Result<SharedBudget, Error> {
+    let bad = |message: String| Error::Config(ConfigError::of("memory.shared", message));
+    let folder = runtime_folder().ok_or_else(|| bad("there is no home folder to keep it in".to_owned()))?;
+    SharedBudget::join(&folder).map_err(|error| bad(format!("{} cannot be used: {error}", folder.display())))
+}
+
+/// The user's own, for what concerns processes. What is left of an earlier run there is a dead process's, and removed.
+fn runtime_folder() -> Option<PathBuf> {
+    let given = directories::BaseDirs::new().and_then(|dirs| dirs.runtime_dir().map(Path::to_owned));
+    Some(given.map(|dir| dir.join("sarai")).or_else(cache_folder)?.join("budget-1"))
 }
 
 /// The user's own, for what can be made again.

@@ -71,7 +71,7 @@ pub enum Error {
         waiting: usize,
     },
     /// The request's deadline passed.
-    #[error("model {model} was not ready within {}{}{}", seconds(*waited), held_by(holders), short(*machine))]
+    #[error("model {model} was not ready within {}{}{}", seconds(*waited), held_by(holders), short(*machine, *others))]
     WaitTimeout {
         /// The model.
         model: ModelName,
@@ -81,6 +81,8 @@ pub enum Error {
         holders: Vec<Holder>,
         /// What the machine had memory for, where that was less than the budget.
         machine: Option<Bytes>,
+        /// How much of the budget other processes had, where they share it.
+        others: Bytes,
     },
     /// A recent load of the model failed; the next try comes later.
     #[error("model {model} failed to load, next try in {}: {cause}", seconds(*retry_in))]
@@ -299,10 +301,11 @@ fn held_by(holders: &[Holder]) -> String {
     format!(" (held by {})", list.join(", "))
 }
 
-fn short(machine: Option<Bytes>) -> String {
-    machine
-        .map(|bytes| format!("; the machine has memory for {bytes} of models just now"))
-        .unwrap_or_default()
+fn short(machine: Option<Bytes>, others: Bytes) -> String {
+    let machine = machine.map(|bytes| format!("; the machine has memory for {bytes} of models just now"));
+    let others =
+        (others > Bytes::ZERO).then(|| format!("; other processes have {others} of the shared budget"));
+    machine.unwrap_or_default() + &others.unwrap_or_default()
 }
 
 fn seconds(duration: Duration) -> impl fmt::Display {

@@ -112,11 +112,12 @@ fn add_numbers(error: &Error, to: &mut Value) {
             to["model"] = json!(model);
             to["max_concurrent_llms"] = json!(limit);
         }
-        Error::WaitTimeout { model, waited, holders, machine } => {
+        Error::WaitTimeout { model, waited, holders, machine, others } => {
             to["model"] = json!(model);
             to["waited_ms"] = json!(waited.as_millis() as u64);
             to["holders"] = json!(holders);
             to["machine_bytes"] = json!(machine);
+            to["others_bytes"] = json!(others);
         }
         Error::Load { model, cause } => {
             to["model"] = json!(model);

@@ -205,7 +205,10 @@ pub(super) fn totals(usage: &MemoryUsage) -> String {
         usage.llms,
         usage.max_concurrent_llms
     );
-    if usage.limit_bytes < usage.budget_bytes {
+    if usage.others_bytes > Bytes::ZERO {
+        text += &format!("; other processes have {}", usage.others_bytes);
+    }
+    if usage.limit_bytes + usage.others_bytes < usage.budget_bytes {
         text += &format!("; the machine has memory for {} just now", usage.limit_bytes);
     }
     if let Some(system) = &usage.system {

@@ -6,6 +6,7 @@ mod errors;
 mod metrics;
 mod program;
 mod residency;
+mod sharing;
 
 use std::path::{Path, PathBuf};
 

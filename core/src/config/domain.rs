@@ -274,6 +274,8 @@ pub struct MemoryConfig {
     pub eviction: Eviction,
     /// How often the machine's memory is looked at without a cause.
     pub monitor_interval: Duration,
+    /// Whether the budget holds for all of the user's processes together that say so.
+    pub shared: bool,
 }
 
 /// How much memory models may hold together.

@@ -47,6 +47,7 @@ pub(super) fn memory(
             Span::seconds(30),
             check,
         ),
+        shared: check.setting(&at.key("shared"), raw.shared, false),
     }
 }
 

@@ -166,6 +166,9 @@ pub(super) struct RawMemory {
     pub(super) eviction: Field<Eviction>,
     /// How often the machine's memory is looked at without a cause. Default: 30s.
     pub(super) monitor_interval: Field<Span>,
+    /// Whether the budget is held together with all other processes of this user on this machine that say so, too.
+    /// Default: false.
+    pub(super) shared: Field<bool>,
 }
 
 /// A budget by name.

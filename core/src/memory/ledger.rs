@@ -12,6 +12,7 @@ use crate::units::{Bytes, ModelName};
 pub struct Ledger {
     budget: Bytes,
     ceiling: Option<Bytes>,
+    others: Bytes,
     used: Bytes,
     peak: Bytes,
     next: u64,
@@ -89,6 +90,7 @@ impl Ledger {
         Self {
             budget,
             ceiling: None,
+            others: Bytes::ZERO,
             used: Bytes::ZERO,
             peak: Bytes::ZERO,
             next: 0,
@@ -231,10 +233,28 @@ impl Ledger {
         self.ceiling.filter(|ceiling| *ceiling < self.budget)
     }
 
-    /// What may be held just now: the budget, or what the machine has memory for where that is less.
+    /// Says how much of the budget other processes have. Entries stay as they are.
+    pub fn set_others(&mut self, others: Bytes) {
+        self.others = others;
+    }
+
+    /// How much of the budget other processes have.
+    #[must_use]
+    pub fn others(&self) -> Bytes {
+        self.others
+    }
+
+    /// What other processes leave of the budget.
+    #[must_use]
+    pub fn share(&self) -> Bytes {
+        self.budget.saturating_sub(self.others)
+    }
+
+    /// What may be held just now: what other processes leave of the budget, or what the machine has memory for where that
+    /// is less.
     #[must_use]
     pub fn limit(&self) -> Bytes {
-        self.ceiling().unwrap_or(self.budget)
+        self.ceiling().map_or(self.share(), |ceiling| ceiling.min(self.share()))
     }
 
     /// The sum of all entries.
@@ -340,6 +360,10 @@ mod tests {
             Shortfall { asked: Bytes(60), left: Bytes(50) }
         );
         assert_eq!((ledger.budget(), ledger.ceiling()), (Bytes(100), Some(Bytes(50))));
+        ledger.set_others(Bytes(70));
+        assert_eq!((ledger.share(), ledger.limit()), (Bytes(30), Bytes(30)), "others have the rest");
+        ledger.set_others(Bytes(20));
+        assert_eq!((ledger.share(), ledger.limit()), (Bytes(80), Bytes(50)));
     }
 
     #[test]

@@ -6,7 +6,9 @@ mod ledger;
 mod probe;
 #[cfg(target_os = "linux")]
 mod psi;
+mod shared;
 
 pub use estimate::{Estimate, Footprint, Freed, WeightsId};
 pub use ledger::{Claim, Ledger, Reservation, Shortfall};
 pub use probe::{Probe, SystemMemory, SystemProbe};
+pub use shared::{Others, SharedBudget};

@@ -10,11 +10,12 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::driver::Driver;
 use super::metrics::Metrics;
+use super::sharing::Sharing;
 use super::{Inner, ModelEntry, ModelPool, Shared, SlotEntry};
 use crate::backend::Backend;
 use crate::config::{Class, ConfigError, ModelRole};
 use crate::error::Error;
-use crate::memory::{Probe, SystemProbe};
+use crate::memory::{Probe, SharedBudget, SystemProbe};
 use crate::scheduler::{Limits, Scheduler, SlotId, SlotSpec};
 use crate::units::{Bytes, ModelName};
 
@@ -52,6 +53,7 @@ pub struct PoolBuilder {
     models: Vec<ModelSpec>,
     probe: Arc<dyn Probe>,
     monitor_interval: Duration,
+    share: Option<SharedBudget>,
 }
 
 /// The part of the machine's memory, or of the control group's limit, that models never take, and its bound: the system,
@@ -67,6 +69,7 @@ impl PoolBuilder {
             models: Vec::new(),
             probe: Arc::new(SystemProbe::new()),
             monitor_interval: Duration::from_secs(30),
+            share: None,
         }
     }
 
@@ -96,6 +99,13 @@ impl PoolBuilder {
     #[must_use]
     pub fn monitor_interval(mut self, interval: Duration) -> Self {
         self.monitor_interval = interval;
+        self
+    }
+
+    /// Has the pool hold its budget together with other processes; alone if not set.
+    #[must_use]
+    pub fn share_budget(mut self, share: SharedBudget) -> Self {
+        self.share = Some(share);
         self
     }
 
@@ -153,7 +163,9 @@ impl PoolBuilder {
             Arc::new(Shared { slots, ready: DashMap::new(), events, metrics, probe: self.probe, most });
         limits.budget = shared.capped(limits.budget);
         let scheduler = Scheduler::new(limits, specs.clone());
-        let driver = Driver::new(scheduler, Arc::clone(&shared), commanded, returned, self.monitor_interval);
+        let share = self.share.map(Sharing::new);
+        let inputs = (commanded, returned);
+        let driver = Driver::new(scheduler, Arc::clone(&shared), inputs, self.monitor_interval, share);
         runtime.spawn(driver.run());
         let inner = Inner {
             shared,

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::events::PoolEvent;
 use super::lease::{Lost, Returned, Wanted};
+use super::sharing::Sharing;
 use crate::backend::{LoadRequest, Model, Progress};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
@@ -74,6 +75,7 @@ pub(super) struct Driver {
     /// it.
     tasks: JoinSet<Ended>,
     monitor: Monitor,
+    share: Option<Sharing>,
     loads: BTreeMap<SlotId, CancellationToken>,
     waiting: BTreeMap<RequestId, oneshot::Sender<Result<Granted, Error>>>,
     unloading: BTreeMap<RequestId, oneshot::Sender<Result<Bytes, Error>>>,
@@ -111,14 +113,15 @@ impl Driver {
     pub(super) fn new(
         scheduler: Scheduler,
         shared: Arc<Shared>,
-        commands: mpsc::Receiver<Command>,
-        returns: mpsc::Receiver<Returned>,
+        (commands, returns): (mpsc::Receiver<Command>, mpsc::Receiver<Returned>),
         monitor_interval: Duration,
+        share: Option<Sharing>,
     ) -> Self {
         let pressure = shared.probe.pressure();
         Self {
             monitor: Monitor { interval: monitor_interval, next: Instant::now(), pressure },
             scheduler,
+            share,
             shared,
             commands,
             returns,
@@ -139,6 +142,7 @@ impl Driver {
             let wake = [self.scheduler.poll_timeout().map(|at| self.start + at.since_start()), self.abort_at];
             let wake = wake.into_iter().flatten().min();
             let look = self.monitor.next;
+            let look_at_others = self.share.as_ref().map(|share| share.next_look);
             tokio::select! {
                 biased;
                 Some(returned) = self.returns.recv() => self.on_return(returned),
@@ -156,6 +160,8 @@ impl Driver {
                 },
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.on_time(),
                 () = tokio::time::sleep_until(look), if open => self.look(),
+                () = tokio::time::sleep_until(look_at_others.unwrap_or_else(Instant::now)),
+                    if open && look_at_others.is_some() => self.look_at_others(),
                 Some(()) = self.monitor.pressure.next(), if open => self.look(),
                 // The runtime is going down, and has taken the tasks with it: no event will come any more.
                 else => break,
@@ -209,6 +215,12 @@ impl Driver {
         self.monitor.next = Instant::now() + self.monitor.interval;
         let shared = Arc::clone(&self.shared);
         self.tasks.spawn(async move { Ended { event: None, memory: shared.memory().await } });
+    }
+
+    fn look_at_others(&mut self) {
+        if let Some(others) = self.share.as_mut().and_then(Sharing::look) {
+            self.handle(Event::Others { taken: others.taken() });
+        }
     }
 
     fn on_ended(&mut self, Ended { event, memory }: Ended) {
@@ -269,6 +281,10 @@ impl Driver {
                 self.scheduler.handle(event, now);
             }
         }
+        if let Some(share) = &mut self.share {
+            let (_, used) = self.scheduler.budget_and_used();
+            share.state(used, self.scheduler.wanted());
+        }
         if self.scheduler.waits_for_memory() {
             self.monitor.next = self.monitor.next.min(Instant::now() + WHILE_WAITING);
         }
@@ -280,13 +296,19 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Estimate { slot, left, taken } => self.estimate(slot, left, taken),
-            Effect::StartLoad { slot, estimate } => self.load(slot, estimate),
+            Effect::StartLoad { slot, estimate } => match self.has_room_for(slot) {
+                Ok(()) => self.load(slot, estimate),
+                Err(taken) => return Some(taken),
+            },
             Effect::CancelLoad { slot } => {
                 if let Some(cancel) = self.loads.get(&slot) {
                     cancel.cancel();
                 }
             }
-            Effect::Resize { slot, estimate } => self.resize(slot, estimate),
+            Effect::Resize { slot, estimate } => match self.has_room_for(slot) {
+                Ok(()) => self.resize(slot, estimate),
+                Err(taken) => return Some(taken),
+            },
             Effect::StartUnload { slot } => self.unload(slot),
             Effect::Grant { id, slot, queued, loading } => {
                 let model = self.shared.ready.get(&slot).map(|model| Arc::clone(&model));
@@ -320,6 +342,13 @@ impl Driver {
             Effect::Stopped => self.stopped = true,
         }
         None
+    }
+
+    /// Whether other processes leave room for what the scheduler holds now, for a slot's sake; else what to tell it.
+    fn has_room_for(&mut self, slot: SlotId) -> Result<(), Event> {
+        let Some(share) = &mut self.share else { return Ok(()) };
+        let (budget, used) = self.scheduler.budget_and_used();
+        share.hold(used, budget).map_err(|others| Event::Taken { slot, taken: others.taken() })
     }
 
     fn estimate(&mut self, slot: SlotId, left: Bytes, taken: Bytes) {

@@ -10,6 +10,7 @@ mod events;
 mod handle;
 mod lease;
 mod metrics;
+mod sharing;
 mod simulated;
 mod stream;
 mod usage;

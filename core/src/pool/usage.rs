@@ -18,6 +18,8 @@ pub struct MemoryUsage {
     pub budget_bytes: Bytes,
     /// What models may hold just now: the budget, or what the machine has memory for where that is less.
     pub limit_bytes: Bytes,
+    /// How much of the budget other processes have, where they share it.
+    pub others_bytes: Bytes,
     /// What the ledger holds.
     pub used_bytes: Bytes,
     /// What is left of the limit.
@@ -141,6 +143,7 @@ impl ModelPool {
             MemoryUsage {
                 budget_bytes: status.budget,
                 limit_bytes: status.limit,
+                others_bytes: status.others,
                 used_bytes: status.used,
                 headroom_bytes: status.limit.saturating_sub(status.used),
                 peak_bytes: status.peak,

@@ -48,6 +48,7 @@ impl Scheduler {
     /// models that are ready come before all loads, so that a model whose user is already here is no victim.
     pub(super) fn dispatch(&mut self, now: Timestamp) {
         self.enforce_budget(now);
+        self.wanted = Bytes::ZERO;
         let order = self.queue.in_order(now, self.limits.aging);
         let mut room = self.room();
         let draining = self.draining(&order, now);
@@ -139,6 +140,10 @@ impl Scheduler {
             return Decision::Free(freeing);
         }
         // 10
+        if self.wanted == Bytes::ZERO {
+            let own: Vec<Freeing> = choice.victims.into_iter().map(Freeing::Evict).collect();
+            self.wanted = need.bytes.saturating_sub(room.coming + self.freed_by(&own));
+        }
         if !resident && self.has_waited_long(waiting.slot, now) {
             room.bytes_kept |= missing.bytes > Bytes::ZERO;
             room.llms_kept |= missing.llms > 0;
@@ -318,10 +323,10 @@ impl Scheduler {
         })
     }
 
-    /// What has to go: what the ledger holds beyond the budget, or beyond what the machine has memory for when that has
+    /// What has to go: what the ledger holds beyond what other processes leave of the budget, or beyond what the machine has memory for when that has
     /// become short.
     fn over_budget(&self) -> Option<Need> {
-        let limit = if self.pressed { self.ledger.limit() } else { self.ledger.budget() };
+        let limit = if self.pressed { self.ledger.limit() } else { self.ledger.share() };
         let bytes = self.held_in_the_end().saturating_sub(limit);
         (bytes > Bytes::ZERO).then_some(Need { bytes, llms: 0 })
     }

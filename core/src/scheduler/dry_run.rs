@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
 use crate::memory::{Estimate, Ledger};
 use crate::request::Capability;
-use crate::units::{ModelName, Timestamp};
+use crate::units::{Bytes, ModelName, Timestamp};
 
 /// What a request for one slot would do.
 #[derive(Clone, Debug)]
@@ -116,6 +116,7 @@ impl Scheduler {
     fn copy(&self) -> Self {
         let mut ledger = Ledger::new(self.ledger.budget());
         ledger.set_ceiling(self.ledger.ceiling());
+        ledger.set_others(self.ledger.others());
         let slots = self.slots.iter().map(|slot| copy_slot(slot, &self.ledger, &mut ledger)).collect();
         Self {
             limits: self.limits,
@@ -127,6 +128,7 @@ impl Scheduler {
             shutdown: Shutdown::No,
             attainable: self.attainable,
             pressed: false,
+            wanted: Bytes::ZERO,
             grants: self.grants,
         }
     }

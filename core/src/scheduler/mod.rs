@@ -178,6 +178,20 @@ pub enum Event {
         /// [`SystemMemory::attainable`](crate::memory::SystemMemory::attainable).
         attainable: Bytes,
     },
+    /// It was looked at what other processes have of a budget that they share with this one. Loads have the rest; where
+    /// models hold more than that, idle ones are evicted.
+    Others {
+        /// What they hold, and what they wait for whose turn is before this process's.
+        taken: Bytes,
+    },
+    /// An [`Effect::StartLoad`], or an [`Effect::Resize`] to a longer context, was not begun: another process had taken the
+    /// room first.
+    Taken {
+        /// The slot.
+        slot: SlotId,
+        /// As in [`Event::Others`].
+        taken: Bytes,
+    },
     /// Time passed.
     Tick,
     /// No new requests; everything is unloaded as soon as it is idle.
@@ -267,6 +281,8 @@ pub struct Scheduler {
     attainable: Option<Bytes>,
     /// Whether models hold so much that idle ones have to go until they are below the ceiling.
     pressed: bool,
+    /// See [`Scheduler::wanted`].
+    wanted: Bytes,
     /// Requests that were let in so far.
     grants: u64,
 }
@@ -305,6 +321,7 @@ impl Scheduler {
             shutdown: Shutdown::No,
             attainable: None,
             pressed: false,
+            wanted: Bytes::ZERO,
             grants: 0,
         }
     }
@@ -323,6 +340,8 @@ impl Scheduler {
             Event::Pin { slot, pinned } => self.slots[slot.0].pinned = pinned,
             Event::Budget { budget } => self.ledger.set_budget(budget),
             Event::Memory { attainable } => self.on_memory(attainable),
+            Event::Others { taken } => self.ledger.set_others(taken),
+            Event::Taken { slot, taken } => self.on_taken(slot, taken, now),
             Event::Tick => {}
             Event::Shutdown => self.on_shutdown(Shutdown::WhenIdle, now),
             Event::Abort => self.on_shutdown(Shutdown::Now, now),
@@ -380,6 +399,42 @@ impl Scheduler {
         let reserve = self.limits.reserve;
         self.ledger.set_ceiling(Some(attainable.saturating_sub(reserve)));
         self.pressed |= self.held_in_the_end() > attainable.saturating_sub(Bytes(reserve.0 / 2));
+    }
+
+    /// What waits for room goes on waiting.
+    fn on_taken(&mut self, slot: SlotId, taken: Bytes, now: Timestamp) {
+        self.ledger.set_others(taken);
+        match self.slots[slot.0].take_state() {
+            State::Loading { held, .. } => {
+                self.ledger.release(held.reservation);
+                let state = State::Sized { estimate: held.estimate, left: self.ledger.left() };
+                self.set_state(slot, state, Cause::Taken, now);
+                self.answer_unloads(slot, Bytes::ZERO);
+                if !self.queue.waits_for(slot) {
+                    self.set_state(slot, State::Absent, Cause::Abandoned, now);
+                }
+            }
+            State::Resizing { held, to, becomes, idle_since } => {
+                self.ledger.settle(&held.reservation, becomes.saturating_sub(to.saves(&held.estimate)));
+                self.slots[slot.0].shortened = Some(now);
+                let ready = State::Ready { held, leases: 0, idle_since, lost: None };
+                self.set_state(slot, ready, Cause::Taken, now);
+                self.unload_if_asked(slot, now);
+            }
+            other => self.slots[slot.0].state = other,
+        }
+    }
+
+    /// The budget, and what of it the ledger holds.
+    #[must_use]
+    pub fn budget_and_used(&self) -> (Bytes, Bytes) {
+        (self.ledger.budget(), self.ledger.used())
+    }
+
+    /// What the most urgent load that waits for room would hold besides what models hold here now.
+    #[must_use]
+    pub fn wanted(&self) -> Bytes {
+        self.wanted
     }
 
     /// Whether models hold more than the machine has memory for, so that idle ones go.
@@ -626,7 +681,8 @@ impl Scheduler {
             let model = self.slots[waiting.slot.0].spec.model.clone();
             let waited = now.since(waiting.arrived);
             let (holders, machine) = (self.ledger.holders(), self.ledger.ceiling());
-            self.reject(waiting.id, Error::WaitTimeout { model, waited, holders, machine });
+            let others = self.ledger.others();
+            self.reject(waiting.id, Error::WaitTimeout { model, waited, holders, machine, others });
         }
         for waiting in expired {
             self.after_waiter_left(waiting.slot, now);

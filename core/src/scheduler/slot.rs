@@ -110,6 +110,8 @@ pub enum Cause {
     Budget,
     /// The machine is short of memory.
     Pressure,
+    /// Another process took the room first.
+    Taken,
     /// Nobody wants it any more.
     Abandoned,
     /// It failed.
@@ -133,6 +135,7 @@ impl Cause {
             Self::Asked => "asked",
             Self::Budget => "budget",
             Self::Pressure => "pressure",
+            Self::Taken => "taken",
             Self::Abandoned => "abandoned",
             Self::Failed => "failed",
             Self::TooLarge => "too_large",

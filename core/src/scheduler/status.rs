@@ -13,6 +13,8 @@ pub struct PoolStatus {
     pub budget: Bytes,
     /// What may be held just now: the budget, or what the machine has memory for where that is less.
     pub limit: Bytes,
+    /// How much of the budget other processes have, where they share it.
+    pub others: Bytes,
     /// What the ledger holds.
     pub used: Bytes,
     /// The most it ever held.
@@ -93,6 +95,7 @@ impl Scheduler {
         PoolStatus {
             budget: self.ledger.budget(),
             limit: self.ledger.limit(),
+            others: self.ledger.others(),
             used: self.ledger.used(),
             peak: self.ledger.peak(),
             holders: self.ledger.holders(),

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -32,6 +32,25 @@ struct State {
     streams: AtomicUsize,
     requests: AtomicUsize,
     told_available: AtomicU64,
+    /// Bytes of the size that a context of [`N_CTX`] tokens takes.
+    context: AtomicU64,
+    n_ctx: AtomicU32,
+}
+
+/// The context's length at load.
+const N_CTX: u32 = 512;
+
+impl State {
+    /// As loaded with a context of this length.
+    fn estimate(&self, n_ctx: u32) -> Estimate {
+        let context = self.context.load(Ordering::SeqCst);
+        Estimate {
+            weights: self.size.saturating_sub(Bytes(context)),
+            kv: Bytes(context * u64::from(n_ctx) / u64::from(N_CTX)),
+            n_ctx: Some(n_ctx),
+            ..Estimate::default()
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +91,8 @@ impl FakeBackend {
                 streams: AtomicUsize::new(0),
                 requests: AtomicUsize::new(0),
                 told_available: AtomicU64::new(0),
+                context: AtomicU64::new(0),
+                n_ctx: AtomicU32::new(N_CTX),
             }),
         }
     }
@@ -80,6 +101,13 @@ impl FakeBackend {
     #[must_use]
     pub fn local(file: &str, size: u64) -> Self {
         Self::new(ServedBy::GgufNative(file.into()), Bytes(size))
+    }
+
+    /// So much of its size is its context's, which can become half as long.
+    #[must_use]
+    pub fn context(self, bytes: u64) -> Self {
+        self.state.context.store(bytes, Ordering::SeqCst);
+        self
     }
 
     /// Answers with these pieces of text.
@@ -189,7 +217,10 @@ impl Backend for FakeBackend {
         self.state.told_available.store(available.0, Ordering::SeqCst);
         match self.script().estimate_fails {
             Some(kind) => Err(scripted(kind)),
-            None => Ok(Estimate { weights: self.state.size, n_ctx: Some(512), ..Estimate::default() }),
+            None => {
+                let shorter = vec![self.state.estimate(N_CTX / 2)];
+                Ok(Estimate { shorter, ..self.state.estimate(N_CTX) })
+            }
         }
     }
 
@@ -211,6 +242,7 @@ impl Backend for FakeBackend {
             return Err(scripted(kind));
         }
         (request.progress)(1.0);
+        self.state.n_ctx.store(N_CTX, Ordering::SeqCst);
         self.state.loaded.fetch_add(1, Ordering::SeqCst);
         Ok(Arc::new(self.clone()))
     }
@@ -219,11 +251,17 @@ impl Backend for FakeBackend {
 #[async_trait]
 impl Model for FakeBackend {
     fn n_ctx(&self) -> Option<u32> {
-        Some(512)
+        Some(self.state.n_ctx.load(Ordering::SeqCst))
     }
 
     fn memory(&self) -> Option<Footprint> {
-        Some(Footprint { file_backed: Bytes::ZERO, anonymous: Some(self.state.size) })
+        let holds = self.state.estimate(self.state.n_ctx.load(Ordering::SeqCst)).total();
+        Some(Footprint { file_backed: Bytes::ZERO, anonymous: Some(holds) })
+    }
+
+    async fn resize(&self, n_ctx: u32) -> Result<(), Failure> {
+        self.state.n_ctx.store(n_ctx, Ordering::SeqCst);
+        Ok(())
     }
 
     async fn generate(&self, _request: GenerateRequest) -> Result<TokenStream, Failure> {

@@ -143,6 +143,7 @@ memory.eviction: cost_aware  # default
 memory.max_concurrent_llms: 3  # default
 memory.max_ram_gb: 12  # file config/sarai.yaml:5, .env GB
 memory.monitor_interval: 30s  # default
+memory.shared: false  # default
 memory.strategy: hybrid_http_gguf  # default
 metrics.listen: \"127.0.0.1:9464\"  # file config/sarai.yaml:6
 models.solar.backend: ollama_http  # file config/sarai.yaml:3

@@ -6,6 +6,7 @@ mod cancel;
 mod fallback;
 mod lifetime;
 mod residency;
+mod sharing;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -183,3 +183,17 @@ async fn a_plan_shows_each_place_and_loads_nothing() {
     let json = serde_json::to_value(&plan[1]).unwrap();
     assert_eq!(json["estimate"]["total"], 600);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_model_whose_context_became_shorter_answers_and_says_so() {
+    let (a, b) = (FakeBackend::local("a", 60).context(40), FakeBackend::local("b", 60));
+    let pool = pool(limits(100, 3), [model("a", &[&a]), model("b", &[&b])]);
+    let n_ctx = async || read(ask(&pool, "a").await.unwrap()).await.1.unwrap().provenance.n_ctx;
+    assert_eq!(n_ctx().await, Some(512));
+    let plan = &pool.plan(&["b"]).await.unwrap()[0];
+    assert_eq!((plan.evict.len(), plan.shorten.len(), plan.fits), (0, 1, true));
+    read(ask(&pool, "b").await.unwrap()).await.1.unwrap();
+    assert_eq!(n_ctx().await, Some(256));
+    assert_eq!((a.loads(), a.loaded(), b.loaded()), (1, 1, 1));
+    assert_eq!(pool.memory_usage().await.unwrap().used_bytes, Bytes(100));
+}

@@ -870,3 +870,64 @@ fn what_a_resized_model_really_holds_is_what_counts() {
     let status = world.scheduler.status(world.now);
     assert_eq!((status.slots[0].reserved, status.slots[0].measured), (Bytes(45), Some(measured)));
 }
+
+#[test]
+fn what_other_processes_have_is_not_this_ones() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40), llm("b", 40), llm("c", 40)]);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    world.others(30);
+    assert_eq!(
+        (world.phase(0), world.phase(1)),
+        (Phase::Unloading, Phase::Ready),
+        "the oldest goes for them"
+    );
+    world.settle();
+    world.others(60);
+    let waiting = world.request(2);
+    assert_eq!(world.phase(1), Phase::Unloading);
+    world.settle();
+    assert!(world.is_granted(waiting));
+}
+
+#[test]
+fn what_a_load_lacks_after_all_that_is_idle_here_is_wanted_of_others() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 30), llm("b", 70), llm("c", 60)]);
+    used_once(&mut world, 0);
+    world.others(50);
+    let first = world.request(1);
+    assert_eq!((world.phase(1), world.scheduler.wanted()), (Phase::Waiting, Bytes(40)));
+    world.request(2);
+    assert_eq!(world.scheduler.wanted(), Bytes(40), "the first speaks");
+    world.give_back(first);
+    assert_eq!(world.scheduler.wanted(), Bytes(30));
+    let mut alone = World::new(limits(100, 3), vec![llm("a", 40), llm("b", 70)]);
+    used_once(&mut alone, 0);
+    alone.request(1);
+    assert_eq!((alone.phase(0), alone.scheduler.wanted()), (Phase::Unloading, Bytes::ZERO));
+}
+
+#[test]
+fn a_load_whose_room_was_taken_by_another_process_waits_and_loads_later() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60)]);
+    world.really = 70;
+    let waiting = world.request(0);
+    assert_eq!((world.phase(0), world.held(), world.loading.len()), (Phase::Waiting, 0, 0));
+    world.others(0);
+    world.settle();
+    assert!(world.is_granted(waiting));
+}
+
+#[test]
+fn a_context_whose_room_was_taken_by_another_process_stays_as_it_is() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 50)]);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    world.unload(1);
+    world.settle();
+    world.pass(Duration::from_secs(60));
+    world.really = 60;
+    let request = world.request(0);
+    assert!(world.is_granted(request), "with the shorter one");
+    assert_eq!(world.holds(0), 40);
+}

@@ -27,6 +27,8 @@ enum Step {
     Unload(usize),
     Pin(usize, bool),
     Memory(u64),
+    Others(u64),
+    OthersUnseen(u64),
     Pass(u64),
 }
 
@@ -46,6 +48,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..8usize).prop_map(Step::Unload),
         1 => (0..8usize, any::<bool>()).prop_map(|(slot, pinned)| Step::Pin(slot, pinned)),
         1 => (20..250u64).prop_map(Step::Memory),
+        1 => (0..80u64).prop_map(Step::Others),
+        1 => (0..80u64).prop_map(Step::OthersUnseen),
         3 => (0..20u64).prop_map(Step::Pass),
     ]
 }
@@ -112,7 +116,10 @@ fn before(world: &World, slot: usize) -> Before {
             && !world.resizing.contains(&SlotId(slot))
             && leases < spec.parallel,
         never_fits: absent && pinned + world.models[slot].size > world.limits.budget.0,
-        fits: absent && world.held() + world.models[slot].size <= status.limit.0 && free_place,
+        fits: absent
+            && world.held() + world.models[slot].size + world.really <= world.limits.budget.0
+            && world.held() + world.models[slot].size <= status.limit.0
+            && free_place,
         backing_off: status.slots[slot].failure.is_some(),
         someone_waits: !world.waiting.is_empty(),
     }
@@ -188,6 +195,8 @@ fn play(world: &mut World, step: Step) {
         Step::Unload(slot) => world.unload(slot % world.models.len()),
         Step::Pin(slot, pinned) => world.pin(slot % world.models.len(), pinned),
         Step::Memory(attainable) => world.memory(attainable),
+        Step::Others(taken) => world.others(taken),
+        Step::OthersUnseen(taken) => world.really = taken,
         Step::Pass(seconds) => world.pass(Duration::from_secs(seconds)),
     }
     assert_eq!(world.scheduler.status(world.now).used.0, world.held(), "the ledger and the world differ");
@@ -205,6 +214,7 @@ fn run_dry(world: &mut World) {
         world.pin(slot, false);
     }
     world.memory(1_000_000);
+    world.others(0);
     for _ in 0..10_000 {
         world.settle();
         match world.leases.keys().next().copied() {

@@ -106,6 +106,8 @@ pub(crate) struct World {
     pub(crate) stopped: bool,
     /// Bytes promised to loads and not yet back from unloads, as this world counts them.
     held: BTreeMap<SlotId, u64>,
+    /// What other processes really have of the budget, which the scheduler may not have heard of yet.
+    pub(crate) really: u64,
     /// What those whose context changes will hold.
     becomes: BTreeMap<SlotId, u64>,
     next: u64,
@@ -128,6 +130,7 @@ impl World {
             loading: Vec::new(),
             unloading: Vec::new(),
             resizing: Vec::new(),
+            really: 0,
             becomes: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             loaded: BTreeSet::new(),
@@ -269,6 +272,23 @@ impl World {
         self.event(Event::Pin { slot: SlotId(slot), pinned });
     }
 
+    /// Other processes have so much of the budget.
+    pub(crate) fn others(&mut self, taken: u64) {
+        self.really = taken;
+        self.event(Event::Others { taken: Bytes(taken) });
+        self.finish_estimates();
+    }
+
+    /// Whether other processes took the room for a load before it began; the scheduler hears of it.
+    fn taken_before(&mut self, slot: SlotId, more: u64) -> bool {
+        let refused = more > 0 && self.held() + more + self.really > self.limits.budget.0;
+        if refused {
+            let taken = Bytes(self.really);
+            self.scheduler.handle(Event::Taken { slot, taken }, self.now);
+        }
+        refused
+    }
+
     /// This process could hold so much just now.
     pub(crate) fn memory(&mut self, attainable: u64) {
         self.event(Event::Memory { attainable: Bytes(attainable) });
@@ -335,6 +355,9 @@ impl World {
             }
             Effect::StartLoad { slot, estimate } => {
                 assert!(!self.held.contains_key(&slot), "{slot:?} is loaded twice");
+                if self.taken_before(slot, estimate.reserve().0) {
+                    return;
+                }
                 self.held.insert(slot, estimate.reserve().0);
                 let limit = self.scheduler.status(self.now).limit;
                 let takes_none = estimate.reserve() == Bytes::ZERO;
@@ -355,6 +378,9 @@ impl World {
                 assert!(!self.leases.values().any(|used| *used == slot), "{slot:?} is in use");
                 assert!(!self.resizing.contains(&slot), "{slot:?} is resized twice");
                 let becomes = estimate.total().0;
+                if self.taken_before(slot, becomes.saturating_sub(self.holds(slot.0))) {
+                    return;
+                }
                 let holds = self.held.entry(slot).or_default();
                 assert!(becomes >= *holds || !self.pinned.contains(&slot), "{slot:?} is pinned");
                 *holds = becomes.max(*holds);
