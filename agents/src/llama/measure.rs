@@ -39,17 +39,14 @@ impl Growth {
         self.largest
     }
 
-    /// What the process holds before a step that may add to it.
-    pub(super) fn before(&self, tokens: usize) -> Option<Footprint> {
-        if tokens > self.largest { process() } else { None }
+    /// Whether a step of so many tokens touches what none before it has.
+    pub(super) fn grows(&self, tokens: usize) -> bool {
+        tokens > self.largest
     }
 
-    /// After that step, where nothing else made the process grow meanwhile.
+    /// After a step that grows, with what the process held before it, where nothing else made the process grow meanwhile.
     pub(super) fn after(&mut self, tokens: usize, before: Option<Footprint>) {
-        let added = before
-            .zip(process())
-            .and_then(|(before, after)| Some(after.anonymous?.saturating_sub(before.anonymous?)));
-        if let Some(added) = added {
+        if let Some(added) = grown(before) {
             self.largest = tokens;
             self.bytes.fetch_add(added.0, Ordering::Relaxed);
         }

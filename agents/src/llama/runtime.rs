@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use llama_cpp_2::llama_backend::LlamaBackend;
 use sarai_core::request::Capability;
+use sarai_core::units::Bytes;
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::measure::{self, Growth};
@@ -45,10 +46,16 @@ impl LoadTurn {
     pub(super) fn was_alone(&self) -> bool {
         self.activity.was_alone()
     }
+
+    /// Ends the turn of a load that ran beside others, and is expected to have added so much. When the last of them is
+    /// over, `hears` gets this one's part of what the process has grown by meanwhile; never, where something else than loads
+    /// ran, too.
+    pub(super) fn end_among_others(self, expected: Bytes, hears: impl FnOnce(Bytes) + Send + 'static) {
+        Activity::counts().group.loads.push((expected, Box::new(hears)));
+    }
 }
 
-/// A load, a step or an unload in progress. Each changes what the process holds, a step by touching buffers for the first
-/// time.
+/// A load, an unload, or a step that touches buffers for the first time, in progress. Each changes what the process holds.
 #[derive(Debug)]
 pub(super) struct Activity {
     /// How many had begun, this one included.
@@ -60,6 +67,36 @@ pub(super) struct Activity {
 struct Counts {
     begun: u64,
     in_progress: u64,
+    group: Group,
+}
+
+/// What ran since nothing else did.
+struct Group {
+    /// How many activities it had.
+    activities: usize,
+    /// The process's own memory when it began.
+    before: Option<Bytes>,
+    /// The loads that have ended: what each was expected to add, and who hears what it did.
+    loads: Vec<(Bytes, Box<dyn FnOnce(Bytes) + Send>)>,
+}
+
+impl Group {
+    const NEW: Self = Self { activities: 0, before: None, loads: Vec::new() };
+
+    /// Shares out what was gained, where all of it were loads.
+    fn share_out(self) {
+        let expected: u128 = self.loads.iter().map(|(expected, _)| u128::from(expected.0)).sum();
+        let now = measure::process().and_then(|now| now.anonymous);
+        let Some((before, now)) = self.before.zip(now) else { return };
+        if self.loads.len() != self.activities || expected == 0 {
+            return;
+        }
+        let gained = u128::from(now.saturating_sub(before).0);
+        for (own, hears) in self.loads {
+            let part = gained * u128::from(own.0) / expected;
+            hears(Bytes(u64::try_from(part).unwrap_or(u64::MAX)));
+        }
+    }
 }
 
 impl Activity {
@@ -67,7 +104,12 @@ impl Activity {
         let mut counts = Self::counts();
         counts.begun += 1;
         counts.in_progress += 1;
-        Self { number: counts.begun, alone: counts.in_progress == 1 }
+        let alone = counts.in_progress == 1;
+        if alone {
+            counts.group = Group { before: measure::process().and_then(|now| now.anonymous), ..Group::NEW };
+        }
+        counts.group.activities += 1;
+        Self { number: counts.begun, alone }
     }
 
     /// Whether nothing else was in progress since it began.
@@ -76,9 +118,23 @@ impl Activity {
     }
 
     fn counts() -> std::sync::MutexGuard<'static, Counts> {
-        static COUNTS: std::sync::Mutex<Counts> = std::sync::Mutex::new(Counts { begun: 0, in_progress: 0 });
+        static COUNTS: std::sync::Mutex<Counts> =
+            std::sync::Mutex::new(Counts { begun: 0, in_progress: 0, group: Group::NEW });
         // Nothing panics while it is held.
         COUNTS.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        let ended = {
+            let mut counts = Self::counts();
+            counts.in_progress -= 1;
+            (counts.in_progress == 0).then(|| std::mem::replace(&mut counts.group, Group::NEW))
+        };
+        if let Some(group) = ended.filter(|group| !group.loads.is_empty()) {
+            group.share_out();
+        }
     }
 }
 
@@ -87,8 +143,9 @@ impl Activity {
 /// whatever happens: models then share the CPUs out.
 pub(super) const GNU_OPENMP: bool = cfg!(all(feature = "openmp", target_os = "linux", target_env = "gnu"));
 
-/// Computes a step of so many tokens of a model that would like so many threads, with as many as it gets. It counts as
-/// over before anyone hears of its result, so that a load that follows is alone.
+/// Computes a step of so many tokens of a model that would like so many threads, with as many as it gets. One that is larger
+/// than all before it touches buffers for the first time; it counts as over before anyone hears of its result, so that a
+/// load that follows is alone. The others leave the process's memory as it is.
 pub(super) fn computing<T>(
     threads: usize,
     growth: &mut Growth,
@@ -96,11 +153,12 @@ pub(super) fn computing<T>(
     step: impl FnOnce(usize) -> T,
 ) -> T {
     static MODELS: AtomicUsize = AtomicUsize::new(0);
-    let activity = Activity::begin();
+    let grows = growth.grows(tokens).then(|| (Activity::begin(), measure::process()));
     let models = MODELS.fetch_add(1, Ordering::Relaxed) + 1;
-    let before = growth.before(tokens);
     let result = step(if GNU_OPENMP { threads } else { (threads / models).max(1) });
-    if activity.was_alone() {
+    if let Some((activity, before)) = grows
+        && activity.was_alone()
+    {
         growth.after(tokens, before);
     }
     MODELS.fetch_sub(1, Ordering::Relaxed);
@@ -120,12 +178,6 @@ pub(super) fn set_priority(purpose: Capability) {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, LLM_NICENESS) {
         tracing::debug!(%error, "the priority of an LLM's threads stays as it is");
-    }
-}
-
-impl Drop for Activity {
-    fn drop(&mut self) {
-        Self::counts().in_progress -= 1;
     }
 }
 

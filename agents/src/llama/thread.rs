@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sarai_core::backend::LoadRequest;
 use sarai_core::failure::{Failure, FailureKind};
-use sarai_core::memory::{Footprint, Freed};
+use sarai_core::memory::{Estimate, Footprint, Freed};
 use sarai_core::request::Capability;
 use sarai_core::units::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -98,6 +98,16 @@ impl Holds {
     /// What the model took at its load, or when it got its present context.
     fn gained(&self) -> Option<Footprint> {
         self.gained.lock().unwrap_or_else(PoisonError::into_inner).total()
+    }
+
+    /// What the process gained of its own memory by this load and others is this load's part of it: of its weights and its
+    /// context as these were expected to take.
+    fn hear(&self, gained: Bytes, weights: Bytes, context: Bytes) {
+        let all = (u128::from(weights.0) + u128::from(context.0)).max(1);
+        let part = u64::try_from(u128::from(gained.0) * u128::from(weights.0) / all).unwrap_or(0);
+        let mut own = self.gained.lock().unwrap_or_else(PoisonError::into_inner);
+        own.weights = own.weights.map(|weights| Footprint { anonymous: Some(Bytes(part)), ..weights });
+        own.context = Some(gained.saturating_sub(Bytes(part)));
     }
 
     /// The same with what its steps have added.
@@ -221,8 +231,12 @@ fn run<C>(
     runtime::set_priority(settings.purpose);
     let repacked =
         weights::repacked(settings).map_or_else(|| weights::find_faster(settings, header, request), Ok);
+    let repacked = match repacked {
+        Ok(repacked) => repacked,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
     let (before, began) = (measure::process(), Instant::now());
-    let loaded = match repacked.and_then(|repacked| Loaded::load(settings, repacked, request)) {
+    let loaded = match Loaded::load(settings, repacked, request) {
         Ok(loaded) => loaded,
         Err(error) => return drop(ready.send(Err(error))),
     };
@@ -234,7 +248,6 @@ fn run<C>(
         Err(error) => return drop(ready.send(Err(error))),
     };
     let alone = turn.was_alone();
-    drop(turn);
     let load_time = began.elapsed();
     let holds = Arc::new(Holds {
         n_ctx: AtomicU32::new(usable(&shape, &context)),
@@ -244,6 +257,17 @@ fn run<C>(
         }),
         growth: Growth::default(),
     });
+    if alone {
+        drop(turn);
+    } else {
+        let (expected, context) = expected_to_gain(&request.estimate, repacked, shared);
+        let holds = Arc::downgrade(&holds);
+        turn.end_among_others(expected + context, move |gained| {
+            if let Some(holds) = holds.upgrade() {
+                holds.hear(gained, expected, context);
+            }
+        });
+    }
     if ready.send(Ok(Ready { holds: Arc::clone(&holds), shared, loaded: Arc::downgrade(&loaded) })).is_err() {
         return;
     }
@@ -311,6 +335,14 @@ fn remember(
     let most = holds.gained().filter(|_| all_seen);
     let most = most.map(|gained| Footprint { anonymous: holds.anonymous(), ..gained });
     took::remember(settings, shape.n_ctx, most, load_time);
+}
+
+/// What a load is expected to add to the process's own memory for its weights, and for its context: no page of a map, and
+/// nothing that others hold already. Compute buffers are touched later, by steps.
+fn expected_to_gain(estimate: &Estimate, repacked: bool, shared: bool) -> (Bytes, Bytes) {
+    let weights = if repacked && !shared { estimate.weights } else { Bytes::ZERO };
+    let overhead = if shared { Bytes::ZERO } else { estimate.overhead };
+    (weights + overhead, estimate.kv)
 }
 
 /// What the process has gained by a model's weights: all that it grew by, where nothing else made it grow meanwhile. Else

@@ -22,13 +22,23 @@ async fn estimate(settings: &GgufSettings) -> Estimate {
 }
 
 async fn load(settings: &GgufSettings) -> Arc<dyn Loaded> {
+    load_with(settings, |_| {}).await
+}
+
+async fn load_with(
+    settings: &GgufSettings,
+    progress: impl Fn(f32) + Send + Sync + 'static,
+) -> Arc<dyn Loaded> {
     let request = LoadRequest {
         estimate: estimate(settings).await,
         cancel: CancellationToken::new(),
-        progress: Arc::new(|_| {}),
+        progress: Arc::new(progress),
     };
     GgufBackend::new(settings.clone()).load(request).await.unwrap()
 }
+
+/// One test at a time: what is measured is the whole process's.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Reads three texts, none of which begins like another: the first steps may be small until the pace is known.
 async fn read(model: &dyn Loaded, words: usize) {
@@ -52,6 +62,7 @@ fn settings(file: &Path, folder: &Path) -> GgufSettings {
 
 #[tokio::test]
 async fn what_a_load_took_is_remembered_once_all_of_it_was_in_use() {
+    let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.gguf");
     Model::new(Kind::Llama).n_embd(512).n_head(8).n_head_kv(8).n_ff(2048).n_layer(6).write_to(&file).unwrap();
@@ -99,4 +110,70 @@ async fn what_a_load_took_is_remembered_once_all_of_it_was_in_use() {
     // Another context is another load.
     let other = GgufSettings { context: Context::Fixed(1024), ..settings.clone() };
     assert_eq!(estimate(&other).await.measured_before, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_loads_at_once_have_their_parts_of_what_both_took() {
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (large, helper) = (folder.path().join("large.gguf"), folder.path().join("helper.gguf"));
+    Model::new(Kind::Llama).n_embd(1024).n_head(16).n_ff(4096).n_layer(4).write_to(&large).unwrap();
+    Model::new(Kind::BertEmbedding).n_embd(1024).n_head(16).n_ff(4096).n_layer(2).write_to(&helper).unwrap();
+    let large = GgufSettings { measurements: None, ..settings(&large, folder.path()) };
+    let helper = GgufSettings {
+        context: Context::Fixed(64),
+        weights: Weights::Repack,
+        ..GgufSettings::new(&helper, Capability::Embed)
+    };
+    let anonymous = |model: &Arc<dyn Loaded>| model.memory_at_load().unwrap().anonymous;
+    let mut alone = Vec::new();
+    for settings in [&large, &helper] {
+        let model = load(settings).await;
+        alone.push(anonymous(&model).unwrap().0 as f64);
+        model.unload().await;
+    }
+    // The large one is held at its beginning until the helper is there.
+    let (there, is_there) = std::sync::mpsc::channel::<()>();
+    let is_there = std::sync::Mutex::new(is_there);
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let begun = std::sync::Mutex::new(Some(begun));
+    let hold = move |_| {
+        if let Some(begun) = begun.lock().unwrap().take() {
+            begun.send(()).unwrap();
+            is_there.lock().unwrap().recv().unwrap();
+        }
+    };
+    let (first, second) = tokio::join!(load_with(&large, hold), async {
+        has_begun.await.unwrap();
+        let helper = load(&helper).await;
+        assert_eq!(anonymous(&helper), None, "nobody knows yet whose is what");
+        there.send(()).unwrap();
+        helper
+    });
+    let together = [&first, &second].map(|model| anonymous(model).unwrap().0 as f64);
+    for (name, alone, beside) in [("large", alone[0], together[0]), ("helper", alone[1], together[1])] {
+        assert!((0.85..1.15).contains(&(beside / alone)), "{name}: {alone} alone, {beside} beside the other");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_beside_a_model_that_writes_is_measured() {
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (writes, loads) = (folder.path().join("writes.gguf"), folder.path().join("loads.gguf"));
+    Model::new(Kind::Llama).endless(true).write_to(&writes).unwrap();
+    Model::new(Kind::Llama).n_embd(512).n_head(8).n_ff(2048).n_layer(4).write_to(&loads).unwrap();
+    let loads = GgufSettings { measurements: None, ..settings(&loads, folder.path()) };
+    let model = load(&loads).await;
+    let alone = model.memory_at_load().unwrap().anonymous.unwrap().0 as f64;
+    model.unload().await;
+    let writer = load(&GgufSettings { measurements: None, ..settings(&writes, folder.path()) }).await;
+    let mut stream = writer.generate(GenerateRequest::raw("the dog")).await.unwrap();
+    // Its steps are of one token by now.
+    for _ in 0..4 {
+        stream.next().await.unwrap().unwrap();
+    }
+    let beside = load(&loads).await.memory_at_load().unwrap().anonymous.unwrap().0 as f64;
+    stream.next().await.unwrap().unwrap();
+    assert!((0.85..1.15).contains(&(beside / alone)), "{alone} alone, {beside} beside a model that writes");
 }
