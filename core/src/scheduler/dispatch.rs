@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::policy::{Candidate, Choice, Need, Together, choose};
+use super::policy::{Candidate, Choice, Eviction, Need, Together, choose};
 use super::queue::Waiting;
 use super::slot::{Cause, Held, Slot, State};
 use super::{Effect, STAYS_SHORT, Scheduler, SlotId};
@@ -48,7 +48,7 @@ impl Scheduler {
     /// models that are ready come before all loads, so that a model whose user is already here is no victim.
     pub(super) fn dispatch(&mut self, now: Timestamp) {
         self.enforce_budget(now);
-        self.wanted = Bytes::ZERO;
+        (self.wanted, self.stays_until) = (Bytes::ZERO, None);
         let order = self.queue.in_order(now, self.limits.aging);
         let mut room = self.room();
         let draining = self.draining(&order, now);
@@ -140,6 +140,7 @@ impl Scheduler {
             return Decision::Free(freeing);
         }
         // 10
+        self.stays_until = self.stays_until.into_iter().chain(self.next_victim(now)).min();
         if self.wanted == Bytes::ZERO {
             let own: Vec<Freeing> = choice.victims.into_iter().map(Freeing::Evict).collect();
             self.wanted = need.bytes.saturating_sub(room.coming + self.freed_by(&own));
@@ -391,7 +392,20 @@ impl Scheduler {
     }
 
     fn victims(&self, need: Need, wanted: SlotId, now: Timestamp) -> Choice {
-        self.victims_among(need, Some(wanted), now, |_, leases| leases == 0)
+        self.victims_among(need, Some(wanted), now, |slot, leases| leases == 0 && !self.stays(slot, now))
+    }
+
+    /// Whether a model was pushed about and has only just come back.
+    fn stays(&self, slot: SlotId, now: Timestamp) -> bool {
+        self.limits.eviction == Eviction::CostAware
+            && self.slots[slot.0].stays_until().is_some_and(|until| until > now)
+    }
+
+    /// When the first of the models that stay for now becomes a victim again.
+    fn next_victim(&self, now: Timestamp) -> Option<Timestamp> {
+        let idle = |slot: &SlotId| matches!(self.slots[slot.0].state, State::Ready { leases: 0, .. });
+        let stay = (0..self.slots.len()).map(SlotId).filter(|slot| idle(slot) && self.stays(*slot, now));
+        stay.filter_map(|slot| self.slots[slot.0].stays_until()).min()
     }
 
     /// Whom to evict, for `wanted` if it is for one slot, among the ready and unpinned slots that `may` be taken by

@@ -129,6 +129,7 @@ impl Scheduler {
             attainable: self.attainable,
             pressed: false,
             wanted: Bytes::ZERO,
+            stays_until: None,
             grants: self.grants,
         }
     }

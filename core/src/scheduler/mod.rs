@@ -283,6 +283,8 @@ pub struct Scheduler {
     pressed: bool,
     /// See [`Scheduler::wanted`].
     wanted: Bytes,
+    /// When the first of those who would be victims, but were loaded again only now, becomes one.
+    stays_until: Option<Timestamp>,
     /// Requests that were let in so far.
     grants: u64,
 }
@@ -322,6 +324,7 @@ impl Scheduler {
             attainable: None,
             pressed: false,
             wanted: Bytes::ZERO,
+            stays_until: None,
             grants: 0,
         }
     }
@@ -364,7 +367,7 @@ impl Scheduler {
         let unwanted = |slot: &SlotId| !self.queue.waits_for(*slot);
         let slots = (0..self.slots.len()).map(SlotId).filter(unwanted);
         let ttl = slots.filter_map(|slot| self.slots[slot.0].expires_at()).min();
-        [deadline, ttl].into_iter().flatten().min()
+        [deadline, ttl, self.stays_until].into_iter().flatten().min()
     }
 
     fn on_request(&mut self, id: RequestId, slot: SlotId, ask: Ask, now: Timestamp) {
@@ -720,6 +723,9 @@ impl Scheduler {
     fn start_unload(&mut self, slot: SlotId, cause: Cause, now: Timestamp) {
         match self.slots[slot.0].take_state() {
             State::Ready { held, .. } => {
+                if cause == Cause::Evicted {
+                    self.slots[slot.0].evicted = Some(now);
+                }
                 self.set_state(slot, State::Unloading { held, cause }, cause, now);
                 self.effects.push_back(Effect::StartUnload { slot });
             }

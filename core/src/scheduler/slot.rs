@@ -9,6 +9,12 @@ use crate::failure::Failure;
 use crate::memory::{Estimate, Footprint, Reservation};
 use crate::units::{Bytes, ModelName, Timestamp};
 
+/// A model that is loaded again within this time after it had to leave is pushed about.
+const CHURN: Duration = Duration::from_mins(1);
+
+/// The longest that it then stays for this.
+const LONGEST_STAY: Duration = Duration::from_secs(2);
+
 /// One slot: its fixed facts, its state, and what outlives the state.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -26,6 +32,8 @@ pub(super) struct Slot {
     /// What its last load took, if that was more than estimated: the next estimate is no lower.
     pub(super) took: Option<Bytes>,
     pub(super) last_load: Option<(Timestamp, Timestamp)>,
+    /// When it last had to leave for another model.
+    pub(super) evicted: Option<Timestamp>,
     /// Its uses so far, worth less with each of another model, and how many of all there were when that was counted.
     pub(super) uses: (f64, u64),
     pub(super) unload_waiters: Vec<RequestId>,
@@ -190,6 +198,7 @@ impl Slot {
             shortened: None,
             took: None,
             last_load: None,
+            evicted: None,
             uses: (0.0, 0),
             unload_waiters: Vec::new(),
         }
@@ -219,6 +228,15 @@ impl Slot {
             }
             _ => None,
         }
+    }
+
+    /// Until when it is no victim, although idle: a model that had to leave for others, and was loaded again soon after, is
+    /// left to those who want it for as long as its load took. Else two models that push each other out would do little
+    /// but load.
+    pub(super) fn stays_until(&self) -> Option<Timestamp> {
+        let ((started, ended), evicted) = (self.last_load?, self.evicted?);
+        let churns = started.since(evicted) < CHURN;
+        churns.then(|| ended + ended.since(started).min(LONGEST_STAY))
     }
 
     /// The error for requests that come too soon after a failed load.

@@ -7,7 +7,7 @@ use sarai_core::answer::Priority;
 use sarai_core::config::Class;
 use sarai_core::failure::{Failure, FailureKind};
 use sarai_core::memory::{Estimate, Footprint};
-use sarai_core::scheduler::{Cause, Event, Phase, SlotId};
+use sarai_core::scheduler::{Cause, Event, Eviction, Limits, Phase, SlotId};
 use sarai_core::units::Bytes;
 
 use crate::world::{World, helper, limits, llm};
@@ -930,4 +930,36 @@ fn a_context_whose_room_was_taken_by_another_process_stays_as_it_is() {
     let request = world.request(0);
     assert!(world.is_granted(request), "with the shorter one");
     assert_eq!(world.holds(0), 40);
+}
+
+#[test]
+fn two_models_that_push_each_other_out_are_left_to_their_users_for_as_long_as_they_loaded() {
+    let mut world = World::new(
+        Limits { eviction: Eviction::CostAware, ..limits(100, 3) },
+        vec![llm("a", 60), llm("b", 70)],
+    );
+    let second = Duration::from_secs(1);
+    let load = |world: &mut World, slot: usize| {
+        let id = world.request(slot);
+        world.settle_unloads();
+        world.pass(second);
+        world.settle();
+        assert!(world.is_granted(id));
+        world.give_back(id);
+    };
+    load(&mut world, 0);
+    load(&mut world, 1);
+    assert!(world.loaded.contains(&SlotId(1)), "a first load is not held back");
+    load(&mut world, 0);
+    // Loaded again a second after it had to leave, by a load of a second.
+    let other = world.request(1);
+    assert_eq!(world.phase(0), Phase::Ready);
+    let own = world.request(0);
+    assert!(world.is_granted(own));
+    world.give_back(own);
+    assert_eq!(world.scheduler.poll_timeout(), Some(world.now + second));
+    world.pass(second);
+    assert_eq!(world.phase(0), Phase::Unloading);
+    world.settle();
+    assert!(world.is_granted(other));
 }

@@ -8,7 +8,7 @@ use sarai_core::Error;
 use sarai_core::answer::Priority;
 use sarai_core::config::Class;
 use sarai_core::failure::FailureKind;
-use sarai_core::scheduler::{Event, Phase, RequestId, SlotId};
+use sarai_core::scheduler::{Event, Eviction, Limits, Phase, RequestId, SlotId};
 
 use crate::world::{Model, Outcome, World, helper, limits, llm};
 
@@ -80,8 +80,9 @@ fn model(name: usize) -> impl Strategy<Value = Model> {
 
 fn world() -> impl Strategy<Value = World> {
     let models = (0..8usize).map(model).collect::<Vec<_>>();
-    (models, 60..160u64, 1..5usize).prop_map(|(models, budget, max_concurrent_llms)| {
-        World::new(limits(budget, max_concurrent_llms), models)
+    let eviction = prop_oneof![Just(Eviction::Lru), Just(Eviction::CostAware)];
+    (models, 60..160u64, 1..5usize, eviction).prop_map(|(models, budget, max_concurrent_llms, eviction)| {
+        World::new(Limits { eviction, ..limits(budget, max_concurrent_llms) }, models)
     })
 }
 
@@ -219,6 +220,10 @@ fn run_dry(world: &mut World) {
         world.settle();
         match world.leases.keys().next().copied() {
             Some(id) => world.give_back(id),
+            // Models that were pushed about stay a moment.
+            None if world.scheduler.poll_timeout().is_some() && !world.waiting.is_empty() => {
+                world.pass(Duration::from_secs(1));
+            }
             None => break,
         }
     }

@@ -239,6 +239,12 @@ impl World {
         self.finish_estimates();
     }
 
+    pub(crate) fn settle_unloads(&mut self) {
+        while let Some(slot) = self.unloading.first().copied() {
+            self.finish_unload(slot.0);
+        }
+    }
+
     /// Loads and unloads end until none is under way.
     pub(crate) fn settle(&mut self) {
         loop {

@@ -126,6 +126,27 @@ fn evicting_by_cost_loads_no_longer_than_lru_on_any_trace_and_less_where_sizes_d
 }
 
 #[test]
+fn two_users_of_two_models_that_do_not_fit_together_load_less_by_cost() {
+    // 4 GB each, a second to load, asked in turns every 0.3 s.
+    let models = [model(0, 4.0, 0.25), model(1, 4.0, 0.25)];
+    let loads = |eviction| {
+        let limits =
+            Limits { budget: Bytes::from_gb(BUDGET), eviction, max_waiting: 1000, ..Limits::default() };
+        let arrival = |n: u64| Arrival {
+            at: Timestamp::new(Duration::from_millis(300 * n)),
+            slot: SlotId(n as usize % 2),
+            runs: Duration::from_millis(100),
+        };
+        let trace: Vec<Arrival> = (0..200).map(arrival).collect();
+        let result = simulate(limits, &models, &trace, Duration::from_mins(5));
+        assert_eq!(result.served, 200, "{result:?}");
+        result.loads
+    };
+    let (by_cost, by_lru) = (loads(Eviction::CostAware), loads(Eviction::Lru));
+    assert!(by_cost * 10 <= by_lru * 7, "{by_cost} loads by cost, {by_lru} by LRU");
+}
+
+#[test]
 fn a_trace_counts_what_happens() {
     let models = [model(0, 4.0, 0.5), model(1, 4.0, 0.5)];
     let result = play(&models, &[0, 0, 1, 0], Eviction::Lru);
