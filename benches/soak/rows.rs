@@ -126,8 +126,8 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
     );
     let (tally, watch) = (tally(&site), Watch::start());
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut running: FuturesUnordered<JoinHandle<Result<Option<String>>>> = FuturesUnordered::new();
-    let (mut requests, mut refused, mut lost) = (0, 0, Vec::new());
+    let mut running: FuturesUnordered<JoinHandle<Result<()>>> = FuturesUnordered::new();
+    let (mut requests, mut refused, mut lost) = (0, Refused::default(), Vec::new());
     let began = Instant::now();
     for action in 0..actions {
         let name = names[random.usize(..names.len())];
@@ -137,12 +137,11 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
         running.push(tokio::spawn(async move {
             let pool = site.sarai.pool();
             match kind {
-                0..6 if name == "embedding" => site.embed(name, words, action as u64).await.map(|()| None),
-                0..6 => site.ask(name, words, action as u64).await.map(|_| None),
-                6..8 => Ok(pool.load(name).await.map(|()| None)?),
+                0..6 if name == "embedding" => site.embed(name, words, action as u64).await,
+                0..6 => site.ask(name, words, action as u64).await.map(drop),
+                6..8 => Ok(pool.load(name).await?),
                 _ => match pool.unload(name).await {
-                    Ok(_) => Ok(None),
-                    Err(error @ Error::InUse { .. }) => Ok(Some(error.to_string())),
+                    Ok(_) => Ok(()),
                     Err(error) => Err(error.into()),
                 },
             }
@@ -161,8 +160,10 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
     }
     let site = Arc::into_inner(site).ok_or("somebody still has the pool")?;
     println!(
-        "{actions} actions, {requests} of them requests, in {:.0} s; {refused} unloads of models in use were refused",
-        began.elapsed().as_secs_f64()
+        "{actions} actions, {requests} of them requests, in {:.0} s; refused: {} unloads of models in use, {} models larger than the budget",
+        began.elapsed().as_secs_f64(),
+        refused.in_use,
+        refused.too_large
     );
     let mut checks = end(site, tally, watch, before).await?;
     checks.check(
@@ -176,11 +177,21 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
     Ok(checks.0)
 }
 
-fn count(ended: Result<Option<String>>, refused: &mut usize, lost: &mut Vec<String>) {
-    match ended {
-        Ok(None) => {}
-        Ok(Some(_)) => *refused += 1,
-        Err(error) => lost.push(error.to_string()),
+/// What the pool rightly did not do.
+#[derive(Debug, Default)]
+struct Refused {
+    /// Unloads of models in use.
+    in_use: usize,
+    /// Models that are larger than the budget.
+    too_large: usize,
+}
+
+fn count(ended: Result<()>, refused: &mut Refused, lost: &mut Vec<String>) {
+    let Err(error) = ended else { return };
+    match error.downcast_ref::<Error>() {
+        Some(Error::InUse { .. }) => refused.in_use += 1,
+        Some(Error::OverBudget { .. }) => refused.too_large += 1,
+        _ => lost.push(error.to_string()),
     }
 }
 

@@ -75,9 +75,6 @@ impl Place {
         let file = folder.path().join("sarai.yaml");
         fs::write(&file, config.to_string())?;
         let sarai = Sarai::from_file(file).await?;
-        for (model, result) in sarai.pool().load_residents().await {
-            result.map_err(|error| format!("{model}: {error}"))?;
-        }
         Ok(Site { sarai, _folder: folder })
     }
 }

@@ -56,6 +56,16 @@ pub enum Error {
         /// The pinned models, largest first.
         holders: Vec<Holder>,
     },
+    /// The resident models together are larger than the budget. None of them was loaded.
+    #[error("the resident models need {asked} together, more than the budget of {budget}{}", held_by(models))]
+    ResidentsOverBudget {
+        /// The sum of their estimates, shared weights counted once.
+        asked: Bytes,
+        /// The budget.
+        budget: Bytes,
+        /// What each is estimated to take, largest first.
+        models: Vec<Holder>,
+    },
     /// No more LLMs may be loaded, and all that are loaded are pinned. Nothing was evicted.
     #[error("model {model} would be LLM number {}, but max_concurrent_llms is {limit} and all are pinned", limit + 1)]
     TooManyLlms {
@@ -220,7 +230,9 @@ impl Error {
             | Self::Unsupported { .. }
             | Self::NoRoute { .. } => ErrorKind::Usage,
             Self::Config(_) => ErrorKind::Config,
-            Self::OverBudget { .. } | Self::TooManyLlms { .. } => ErrorKind::OverBudget,
+            Self::OverBudget { .. } | Self::ResidentsOverBudget { .. } | Self::TooManyLlms { .. } => {
+                ErrorKind::OverBudget
+            }
             Self::QueueFull { .. } => ErrorKind::Overloaded,
             Self::WaitTimeout { .. } | Self::StepTimeout { .. } => ErrorKind::Timeout,
             Self::InUse { .. } | Self::Pinned { .. } => ErrorKind::Conflict,
@@ -250,6 +262,7 @@ impl Error {
             Self::UnknownModel { .. }
             | Self::UnknownPipeline { .. }
             | Self::Unsupported { .. }
+            | Self::ResidentsOverBudget { .. }
             | Self::QueueFull { .. }
             | Self::FallbackFailed { .. }
             | Self::InUse { .. }

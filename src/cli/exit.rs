@@ -108,6 +108,11 @@ fn add_numbers(error: &Error, to: &mut Value) {
             to["budget_bytes"] = json!(budget);
             to["holders"] = json!(holders);
         }
+        Error::ResidentsOverBudget { asked, budget, models } => {
+            to["asked_bytes"] = json!(asked);
+            to["budget_bytes"] = json!(budget);
+            to["holders"] = json!(models);
+        }
         Error::TooManyLlms { model, limit } => {
             to["model"] = json!(model);
             to["max_concurrent_llms"] = json!(limit);
@@ -153,6 +158,9 @@ fn hint(error: &Error) -> Option<String> {
         Error::OverBudget { .. } => Some(
             "raise memory.max_ram_gb (or --max-ram-gb), give the model a smaller context, or take a smaller file"
                 .to_owned(),
+        ),
+        Error::ResidentsOverBudget { .. } => Some(
+            "raise memory.max_ram_gb (or --max-ram-gb), or give some of them class: on_demand".to_owned(),
         ),
         Error::UnknownModel { .. } => Some("`sarai ps` lists the models".to_owned()),
         Error::Load { cause, .. } if cause.kind == FailureKind::FileMissing => {

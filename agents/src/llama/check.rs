@@ -154,6 +154,14 @@ fn check_numbers(header: &Header) -> Result<(), Error> {
         "attention.key_length",
         "attention.value_length",
         "shortconv.l_cache",
+        "expert_feed_forward_length",
+        "expert_used_count",
+        "ssm.inner_size",
+        "ssm.state_size",
+        "ssm.group_count",
+        "ssm.conv_kernel",
+        "wkv.head_size",
+        "token_shift_count",
     ] {
         let too_large = |value: &Value| value.as_int().is_none_or(|n| n > u64::from(u32::MAX));
         let bad = match header.value(&format!("{{arch}}.{key}")) {

@@ -20,6 +20,11 @@ const AUTO: [u32; 5] = [8000, 6000, 4000, 2000, 1000];
 /// The same for a model that reads whole texts at once: its compute buffers grow with the square.
 const AUTO_ENCODER: [u32; 3] = [2048, 1024, 512];
 
+/// The architectures whose buffers were compared with what models of them really took. Of any other, every block is taken to
+/// keep keys and values, also where only some do, and a recurrent state where its header has one; and its compute buffers are
+/// counted twice.
+const MEASURED: [&str; 7] = ["llama", "lfm2", "qwen2", "qwen2vl", "bert", "gemma-embedding", "gemma3"];
+
 /// What a vocabulary's entry takes in llama.cpp: the text in three tables with their nodes; and a merge, two texts in
 /// one. Counted from the structures of llama-vocab.cpp, rounded up.
 const TOKEN_BYTES: u64 = 160;
@@ -163,6 +168,7 @@ struct Shape {
     feed_forward: u128,
     heads: u128,
     vocabulary: u128,
+    measured: bool,
 }
 
 impl Shape {
@@ -171,14 +177,19 @@ impl Shape {
         Self {
             blocks: int("{arch}.block_count"),
             width: int("{arch}.embedding_length").into(),
-            feed_forward: largest(header, "{arch}.feed_forward_length").into(),
+            feed_forward: u128::from(largest(header, "{arch}.feed_forward_length")).max(
+                u128::from(int("{arch}.expert_feed_forward_length"))
+                    * u128::from(int("{arch}.expert_used_count")),
+            ),
             heads: largest(header, "{arch}.attention.head_count").max(1).into(),
             vocabulary: header.array("tokenizer.ggml.tokens").map_or(0, |tokens| tokens.len() as u128),
+            measured: MEASURED.contains(&header.architecture()),
         }
     }
 
-    /// Keys and values of every attention block for each token of the context; for a convolution block (no KV heads)
-    /// its state, which every sequence has one of and which does not grow with the context.
+    /// Keys and values of every attention block for each token of the context, a sliding window's too, because the engine
+    /// keeps all of it; for a convolution block (no KV heads) its state, which every sequence has one of and which does not
+    /// grow with the context.
     fn kv_bytes(&self, header: &Header, kind: KvCacheType, n_ctx: u128, n_seq: u128) -> Bytes {
         // llama.cpp rounds the cache up to a multiple of 256 cells.
         let cells = n_ctx.next_multiple_of(256);
@@ -189,7 +200,21 @@ impl Shape {
             0 => state * n_seq,
             heads => heads * token * cells * u128::from(bytes_of_these) / u128::from(elements),
         };
-        bytes((0..self.blocks).map(block).sum())
+        let recurrent = self.recurrent_bytes(header) * n_seq * u128::from(self.blocks);
+        bytes((0..self.blocks).map(block).sum::<u128>() + recurrent)
+    }
+
+    /// The state of a Mamba or RWKV block, in F32 (`llama_hparams::n_embd_r` and `n_embd_s`).
+    fn recurrent_bytes(&self, header: &Header) -> u128 {
+        let int = |key| u128::from(header.int(key).unwrap_or(0));
+        let (inner, state) = (int("{arch}.ssm.inner_size"), int("{arch}.ssm.state_size"));
+        let convolved = inner + 2 * int("{arch}.ssm.group_count") * state;
+        let mamba = int("{arch}.ssm.conv_kernel").saturating_sub(1) * convolved + state * inner;
+        let rwkv = match int("{arch}.wkv.head_size") {
+            0 => 0,
+            head => self.width * (head + int("{arch}.token_shift_count").max(2)),
+        };
+        (mamba + rwkv) * 4
     }
 
     /// The largest intermediate results that are alive together in a step, in F32: two states and the feed-forward's
@@ -201,7 +226,7 @@ impl Shape {
             if outputs > 0 { step * n_ctx.next_multiple_of(256) * 6 } else { step * n_ctx * self.heads * 4 };
         // Once in the graph, once where they are read.
         let logits = 2 * outputs * self.vocabulary * 4;
-        bytes(states + scores + logits)
+        bytes((states + scores + logits) * if self.measured { 1 } else { 2 })
     }
 }
 
@@ -298,6 +323,35 @@ mod tests {
         };
         assert_eq!(kept_as(KvCacheType::Q8_0), kept_as(KvCacheType::F16) * 34 / 64);
         assert_eq!(kv(Kind::BertEmbedding, 512), 0);
+    }
+
+    /// A header of numbers alone.
+    fn header(architecture: &str, numbers: &[(&str, u64)]) -> Header {
+        let named = ("general.architecture".to_owned(), Value::Text(architecture.to_owned()));
+        let numbers =
+            numbers.iter().map(|(key, n)| (format!("{architecture}.{key}"), Value::Int((*n).into())));
+        Header { path: "m.gguf".into(), values: numbers.chain([named]).collect(), tensors: Vec::new() }
+    }
+
+    #[test]
+    fn an_architecture_that_was_never_measured_is_taken_to_keep_everything() {
+        let numbers = [("block_count", 4), ("embedding_length", 64), ("attention.head_count", 2)];
+        let settings = GgufSettings::new("m.gguf", Capability::Generate);
+        let of = |architecture: &str, more: &[(&str, u64)]| {
+            estimate_at(&header(architecture, &[&numbers, more].concat()), &settings, 1024)
+        };
+        let (known, unknown) = (of("llama", &[]), of("mystery", &[]));
+        assert_eq!((unknown.kv, unknown.compute), (known.kv, Bytes(2 * known.compute.0)));
+        // 12 sequences of 4 blocks: 3 columns of 128 + 2 · 1 · 16 and 128 · 16 numbers of 4 bytes.
+        let state = [("inner_size", 128), ("state_size", 16), ("group_count", 1), ("conv_kernel", 4)]
+            .map(|(key, n)| (format!("ssm.{key}"), n));
+        let state = state.each_ref().map(|(key, n)| (key.as_str(), *n));
+        let mamba = of("mamba2", &state);
+        assert_eq!(mamba.kv.0 - unknown.kv.0, 12 * 4 * (3 * 160 + 128 * 16) * 4);
+        // Six experts of 200 at once are more than one of 300.
+        let experts =
+            [("feed_forward_length", 300), ("expert_feed_forward_length", 200), ("expert_used_count", 6)];
+        assert!(of("llama", &experts).compute > of("llama", &[("feed_forward_length", 1000)]).compute);
     }
 
     #[test]

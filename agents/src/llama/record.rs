@@ -23,7 +23,7 @@ impl Record {
         settings.measurements.as_ref().map(|folder| Self { file: folder.join(name) })
     }
 
-    /// What is remembered under a key. A file that cannot be read remembers nothing.
+    /// What is remembered under a key. A file that cannot be read remembers nothing, which is said.
     pub(super) fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
         self.read().remove(key)
     }
@@ -36,7 +36,13 @@ impl Record {
     }
 
     fn read<T: DeserializeOwned>(&self) -> BTreeMap<String, T> {
-        fs::read(&self.file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        let read = fs::read(&self.file).and_then(|text| Ok(serde_json::from_slice(&text)?));
+        read.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(file = %self.file.display(), %error, "what was measured before cannot be read and does not count");
+            }
+            BTreeMap::new()
+        })
     }
 
     fn write<T: Serialize + DeserializeOwned>(&self, key: String, value: T) -> io::Result<()> {

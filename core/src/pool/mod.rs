@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use crate::backend::{Backend, Model, ServedBy};
 use crate::config::{Class, ModelRole};
 use crate::error::Error;
-use crate::memory::Probe;
+use crate::memory::{Ledger, Probe};
 use crate::scheduler::{Limits, PoolStatus, RequestId, SlotId, SlotSpec};
 use crate::units::{Bytes, ModelName};
 use driver::Command;
@@ -131,14 +131,42 @@ impl ModelPool {
         self.get(model).await.map(drop)
     }
 
-    /// Loads all resident models and waits for them; gives each one's result.
+    /// Loads all resident models and waits for them; gives each one's result. Where all of them do not fit the budget
+    /// together, none is loaded and each has that error.
     ///
     /// # Cancel safety
     /// Cancel safe: loads that have started go on, because residents are pinned.
     pub async fn load_residents(&self) -> Vec<(ModelName, Result<(), Error>)> {
-        let residents = self.inner.models.iter().filter(|(_, entry)| entry.class == Class::Resident);
-        let loads = residents.map(|(name, _)| async { (name.clone(), self.load(name.as_str()).await) });
+        let residents = || self.inner.models.iter().filter(|(_, entry)| entry.class == Class::Resident);
+        if let Err(error) = self.residents_fit(residents()).await {
+            return residents().map(|(name, _)| (name.clone(), Err(error.clone()))).collect();
+        }
+        let loads = residents().map(|(name, _)| async { (name.clone(), self.load(name.as_str()).await) });
         futures::future::join_all(loads).await
+    }
+
+    /// Whether the first places of these models fit the budget together. One whose size cannot be told counts as nothing: its
+    /// load will say why.
+    async fn residents_fit(
+        &self,
+        residents: impl Iterator<Item = (&ModelName, &ModelEntry)>,
+    ) -> Result<(), Error> {
+        let budget = self.inner.limits.budget;
+        let mut all = Ledger::new(Bytes(u64::MAX));
+        let mut entries = Vec::new();
+        for (name, entry) in residents {
+            let Some(slot) = entry.chain.first() else { continue };
+            if let Ok(estimate) = self.inner.shared.estimate(*slot, budget).await
+                && let Ok(entry) = all.try_reserve(name, &estimate)
+            {
+                entries.push(entry);
+            }
+        }
+        let (asked, models) = (all.used(), all.holders());
+        if asked > budget {
+            return Err(Error::ResidentsOverBudget { asked, budget, models });
+        }
+        Ok(())
     }
 
     /// Gives back the memory of all places of a model; returns the bytes that were held for it once they are back.

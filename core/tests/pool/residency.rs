@@ -1,6 +1,6 @@
 use sarai_core::config::{Class, ModelRole};
 use sarai_core::memory::Probe;
-use sarai_core::pool::{ModelPool, PoolEvent};
+use sarai_core::pool::{ModelPool, ModelSpec, PoolEvent};
 use sarai_core::scheduler::{Cause, Phase};
 use sarai_core::testing::{FakeBackend, FakeProbe};
 use sarai_core::units::Bytes;
@@ -196,4 +196,19 @@ async fn a_model_whose_context_became_shorter_answers_and_says_so() {
     assert_eq!(n_ctx().await, Some(256));
     assert_eq!((a.loads(), a.loaded(), b.loaded()), (1, 1, 1));
     assert_eq!(pool.memory_usage().await.unwrap().used_bytes, Bytes(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn residents_that_do_not_fit_together_are_refused_at_the_start_with_their_sum() {
+    let backends = ["a", "b", "c"].map(|name| FakeBackend::local(name, 40));
+    let resident = |name: &str, backend| ModelSpec { class: Class::Resident, ..model(name, &[backend]) };
+    let models = ["a", "b", "c"].iter().zip(&backends).map(|(name, backend)| resident(name, backend));
+    let pool = pool(limits(100, 3), models);
+    for (name, result) in pool.load_residents().await {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OverBudget, "{name}");
+        let text = error.to_string();
+        assert!(text.contains("need 120 B together, more than the budget of 100 B"), "{text}");
+    }
+    assert!(backends.iter().all(|backend| backend.loads() == 0));
 }

@@ -963,3 +963,18 @@ fn two_models_that_push_each_other_out_are_left_to_their_users_for_as_long_as_th
     world.settle();
     assert!(world.is_granted(other));
 }
+
+#[test]
+fn pinned_models_outlast_a_machine_that_is_short_of_memory_and_a_smaller_budget() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40), llm("b", 40)]);
+    used_once(&mut world, 0);
+    used_once(&mut world, 1);
+    world.pin(0, true);
+    world.memory(10);
+    assert_eq!((world.phase(0), world.phase(1)), (Phase::Ready, Phase::Unloading));
+    world.settle();
+    world.event(Event::Budget { budget: Bytes(20) });
+    assert_eq!(world.phase(0), Phase::Ready);
+    let waiting = world.request(1);
+    assert!(matches!(world.rejection(waiting), Some(Error::OverBudget { left: Bytes::ZERO, .. })));
+}
