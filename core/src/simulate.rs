@@ -161,7 +161,7 @@ impl Simulation<'_> {
         match effect {
             Effect::Estimate { slot, left, .. } => {
                 let result = Ok(self.slots[slot.0].estimate.clone());
-                self.scheduler.handle(Event::Estimated { slot, left, result }, self.now);
+                self.scheduler.handle(Event::Estimated { slot, left, short: false, result }, self.now);
             }
             Effect::StartLoad { slot, .. } => later(self.slots[slot.0].load, Due::Loaded(slot)),
             Effect::Resize { slot, .. } => later(self.slots[slot.0].unload, Due::Resized(slot)),

@@ -356,9 +356,9 @@ impl Driver {
         self.tasks.spawn(async move {
             let memory = shared.memory().await;
             let has = memory.map_or(left, |memory| memory.attainable().saturating_sub(taken));
-            let left = left.min(has);
+            let (short, left) = (has < left, left.min(has));
             let result = no_panic(shared.estimate(slot, left)).await;
-            Ended { event: Some(Event::Estimated { slot, left, result }), memory }
+            Ended { event: Some(Event::Estimated { slot, left, short, result }), memory }
         });
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::policy::{Candidate, Choice, Eviction, Need, Together, choose};
 use super::queue::Waiting;
 use super::slot::{Cause, Held, Slot, State};
-use super::{Effect, STAYS_SHORT, Scheduler, SlotId};
+use super::{Effect, STAYS_SHORT, STEADY, Scheduler, SlotId};
 use crate::config::Class;
 use crate::error::Error;
 use crate::memory::{Claim, Estimate};
@@ -102,7 +102,7 @@ impl Scheduler {
             State::Absent => return slot.backoff_error(now).map_or(Decision::Estimate, Decision::Reject),
             // 5 again: room has come since, which a longer context may use, or gone, and a shorter one may fit.
             State::Sized { estimate, left }
-                if self.ledger.left() > *left || self.no_longer_fits(estimate, *left) =>
+                if self.has_come(*left) || self.no_longer_fits(estimate, *left) =>
             {
                 room.take(self.need(waiting.slot, estimate));
                 return Decision::Estimate;
@@ -150,6 +150,11 @@ impl Scheduler {
             room.llms_kept |= missing.llms > 0;
         }
         Decision::Wait
+    }
+
+    /// Whether there is more room than there was, by enough to size a load again for it.
+    fn has_come(&self, left: Bytes) -> bool {
+        self.ledger.left().saturating_sub(left) > Bytes(self.ledger.limit().0 / STEADY)
     }
 
     /// Whether an estimate would have fitted into what was left when it was made, but does not now.

@@ -76,7 +76,8 @@ impl Scheduler {
         while let Some(effect) = self.poll_effect() {
             match effect {
                 Effect::Estimate { slot, left, .. } => {
-                    self.handle(Event::Estimated { slot, left, result: sizes(slot) }, now);
+                    let result = sizes(slot);
+                    self.handle(Event::Estimated { slot, left, short: false, result }, now);
                 }
                 Effect::StartLoad { slot, estimate } => {
                     plan.load.push(PlannedLoad { slot, estimate });

@@ -123,6 +123,8 @@ pub enum Event {
         slot: SlotId,
         /// For how much room: what the effect said, or what the machine had left where that was less.
         left: Bytes,
+        /// Whether the machine had less.
+        short: bool,
         /// What it found.
         result: Result<Estimate, Failure>,
     },
@@ -334,7 +336,12 @@ impl Scheduler {
         match event {
             Event::Request { id, slot, ask } => self.on_request(id, slot, ask, now),
             Event::Return { id } => self.on_return(id, now),
-            Event::Estimated { slot, left, result } => self.on_estimated(slot, left, result, now),
+            Event::Estimated { slot, left, short, result } => {
+                if short {
+                    self.on_short(left);
+                }
+                self.on_estimated(slot, left, result, now);
+            }
             Event::Loaded { slot, result } => self.on_loaded(slot, result, now),
             Event::Resized { slot, result } => self.on_resized(slot, result, now),
             Event::Lost { slot, cause } => self.on_lost(slot, cause, now),
@@ -389,6 +396,15 @@ impl Scheduler {
         {
             self.reject(id, Error::QueueFull { waiting: self.queue.len() });
             self.after_waiter_left(rejected.slot, now);
+        }
+    }
+
+    /// The machine has left only so much, also where the last reading was taken for as good as the one before: until the
+    /// next one, nobody is told more. Else a load that waits would be sized again and again for room that is not there.
+    fn on_short(&mut self, left: Bytes) {
+        if left < self.ledger.left() {
+            self.ledger.set_ceiling(Some(self.ledger.used() + left));
+            self.attainable = None;
         }
     }
 

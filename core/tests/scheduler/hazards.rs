@@ -359,7 +359,7 @@ fn a_failed_estimate_is_told_and_tried_again_at_once() {
     world.event(Event::Request { id, slot: SlotId(0), ask });
     world.estimating.clear();
     let missing = Failure::new(FailureKind::FileMissing, "no such file");
-    world.event(Event::Estimated { slot: SlotId(0), left: Bytes::ZERO, result: Err(missing) });
+    world.event(Event::Estimated { slot: SlotId(0), left: Bytes::ZERO, short: false, result: Err(missing) });
     assert!(matches!(world.rejection(id), Some(Error::Load { .. })));
     let again = world.request(0);
     world.settle();
@@ -977,4 +977,24 @@ fn pinned_models_outlast_a_machine_that_is_short_of_memory_and_a_smaller_budget(
     assert_eq!(world.phase(0), Phase::Ready);
     let waiting = world.request(1);
     assert!(matches!(world.rejection(waiting), Some(Error::OverBudget { left: Bytes::ZERO, .. })));
+}
+
+#[test]
+fn a_machine_with_a_little_less_than_its_last_reading_does_not_have_a_load_sized_again_and_again() {
+    let mut world = World::new(limits(1000, 3), vec![llm("a", 700), llm("b", 260)]);
+    world.memory(1000);
+    let used = world.request(0);
+    world.settle();
+    assert!(world.is_granted(used));
+    // Less than a sixty-fourth less: the reading counts as the same, but b does not fit any more.
+    world.memory(990);
+    world.machine_has = Some(950);
+    let waiting = world.request(1);
+    assert_eq!(world.phase(1), Phase::Waiting);
+    let offered = world.offered.len();
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.offered.len(), offered);
+    world.memory(1000);
+    world.settle();
+    assert!(world.is_granted(waiting));
 }

@@ -40,7 +40,10 @@ fn models_that_share_their_weights_fit_where_two_files_would_not() {
         while let Some(effect) = scheduler.poll_effect() {
             match effect {
                 Effect::Estimate { slot, left, .. } => {
-                    scheduler.handle(Event::Estimated { slot, left, result: Ok(estimate.clone()) }, now);
+                    scheduler.handle(
+                        Event::Estimated { slot, left, short: false, result: Ok(estimate.clone()) },
+                        now,
+                    );
                 }
                 Effect::StartLoad { slot, .. } => {
                     scheduler.handle(Event::Loaded { slot, result: Ok(None) }, now)

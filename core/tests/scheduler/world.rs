@@ -108,6 +108,8 @@ pub(crate) struct World {
     held: BTreeMap<SlotId, u64>,
     /// What other processes really have of the budget, which the scheduler may not have heard of yet.
     pub(crate) really: u64,
+    /// What the machine really has for this process, which the scheduler may not have heard of yet.
+    pub(crate) machine_has: Option<u64>,
     /// What those whose context changes will hold.
     becomes: BTreeMap<SlotId, u64>,
     next: u64,
@@ -131,6 +133,7 @@ impl World {
             unloading: Vec::new(),
             resizing: Vec::new(),
             really: 0,
+            machine_has: None,
             becomes: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             loaded: BTreeSet::new(),
@@ -185,7 +188,9 @@ impl World {
             let result = Ok(self.models[slot.0].estimate());
             let told = self.offered.iter().rev().find(|(offered, _)| *offered == slot);
             let left = told.map_or(Bytes::ZERO, |(_, left)| *left);
-            self.event(Event::Estimated { slot, left, result });
+            let has = self.machine_has.map_or(left, |has| Bytes(has.saturating_sub(self.held())));
+            let (short, left) = (has < left, left.min(has));
+            self.event(Event::Estimated { slot, left, short, result });
         }
     }
 
@@ -297,6 +302,7 @@ impl World {
 
     /// This process could hold so much just now.
     pub(crate) fn memory(&mut self, attainable: u64) {
+        self.machine_has = Some(attainable);
         self.event(Event::Memory { attainable: Bytes(attainable) });
         self.finish_estimates();
     }
