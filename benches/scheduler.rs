@@ -55,6 +55,7 @@ impl World {
                 Effect::Estimate { slot, left, .. } => Event::Estimated {
                     slot,
                     left,
+                    short: false,
                     result: Ok(Estimate { weights: MODEL, ..Estimate::default() }),
                 },
                 Effect::StartLoad { slot, .. } => Event::Loaded { slot, result: Ok(None) },

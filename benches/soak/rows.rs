@@ -91,6 +91,7 @@ async fn end(site: Site, tally: JoinHandle<Tally>, watch: Watch, before: Bytes) 
         "{} loads, {} evictions, {} contexts shortened, {} lengthened",
         tally.loads, tally.evictions, tally.shortened, tally.lengthened
     );
+    println!("{} resident once everything was unloaded", resident()?);
     let most = watched.most.saturating_sub(before);
     let mut checks = Checks::new();
     checks.check(tally.over == Bytes::ZERO, format!("the ledger held at most {peak} of {budget}"));

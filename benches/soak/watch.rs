@@ -1,8 +1,7 @@
 //! What this process and its pool hold, looked at every 10 ms.
 
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,19 +14,12 @@ const EVERY: Duration = Duration::from_millis(10);
 /// A thread that watches.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    seen: Arc<Seen>,
-    thread: JoinHandle<()>,
-}
-
-#[derive(Debug, Default)]
-struct Seen {
-    stop: AtomicBool,
-    samples: AtomicU64,
-    most: AtomicU64,
+    stop: Sender<()>,
+    thread: JoinHandle<Watched>,
 }
 
 /// What it has seen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Watched {
     pub(crate) samples: u64,
     /// The most that was resident.
@@ -36,25 +28,23 @@ pub(crate) struct Watched {
 
 impl Watch {
     pub(crate) fn start() -> Self {
-        let seen = Arc::new(Seen::default());
-        let watching = Arc::clone(&seen);
+        let (stop, stopped) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            while !watching.stop.load(Ordering::Relaxed) {
+            let mut watched = Watched::default();
+            while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
                 if let Ok(resident) = resident() {
-                    watching.samples.fetch_add(1, Ordering::Relaxed);
-                    watching.most.fetch_max(resident.0, Ordering::Relaxed);
+                    watched.samples += 1;
+                    watched.most = watched.most.max(resident);
                 }
-                std::thread::sleep(EVERY);
             }
+            watched
         });
-        Self { seen, thread }
+        Self { stop, thread }
     }
 
     pub(crate) fn end(self) -> Result<Watched> {
-        self.seen.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| "the watching thread panicked")?;
-        let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-        Ok(Watched { samples: read(&self.seen.samples), most: Bytes(read(&self.seen.most)) })
+        drop(self.stop);
+        self.thread.join().map_err(|_| "the watching thread panicked".into())
     }
 }
 

@@ -70,6 +70,9 @@ struct Counts {
     group: Group,
 }
 
+/// Who is told what a load has added.
+type Hears = Box<dyn FnOnce(Bytes) + Send>;
+
 /// What ran since nothing else did.
 struct Group {
     /// How many activities it had.
@@ -77,7 +80,7 @@ struct Group {
     /// The process's own memory when it began.
     before: Option<Bytes>,
     /// The loads that have ended: what each was expected to add, and who hears what it did.
-    loads: Vec<(Bytes, Box<dyn FnOnce(Bytes) + Send>)>,
+    loads: Vec<(Bytes, Hears)>,
 }
 
 impl Group {

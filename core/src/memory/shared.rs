@@ -161,6 +161,7 @@ fn lock(folder: &Path) -> io::Result<File> {
     for _ in 0..TRIES {
         match file.try_lock() {
             Ok(()) => return Ok(file),
+            #[expect(clippy::disallowed_methods, reason = "nothing tells when another process lets go")]
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
             Err(TryLockError::Error(error)) => return Err(error),
         }

@@ -296,18 +296,18 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Estimate { slot, left, taken } => self.estimate(slot, left, taken),
-            Effect::StartLoad { slot, estimate } => match self.has_room_for(slot) {
-                Ok(()) => self.load(slot, estimate),
-                Err(taken) => return Some(taken),
+            Effect::StartLoad { slot, estimate } => match self.room_is_taken(slot) {
+                None => self.load(slot, estimate),
+                taken => return taken,
             },
             Effect::CancelLoad { slot } => {
                 if let Some(cancel) = self.loads.get(&slot) {
                     cancel.cancel();
                 }
             }
-            Effect::Resize { slot, estimate } => match self.has_room_for(slot) {
-                Ok(()) => self.resize(slot, estimate),
-                Err(taken) => return Some(taken),
+            Effect::Resize { slot, estimate } => match self.room_is_taken(slot) {
+                None => self.resize(slot, estimate.n_ctx),
+                taken => return taken,
             },
             Effect::StartUnload { slot } => self.unload(slot),
             Effect::Grant { id, slot, queued, loading } => {
@@ -344,11 +344,12 @@ impl Driver {
         None
     }
 
-    /// Whether other processes leave room for what the scheduler holds now, for a slot's sake; else what to tell it.
-    fn has_room_for(&mut self, slot: SlotId) -> Result<(), Event> {
-        let Some(share) = &mut self.share else { return Ok(()) };
+    /// What to tell the scheduler where other processes leave no room for what it holds now, for a slot's sake.
+    fn room_is_taken(&mut self, slot: SlotId) -> Option<Event> {
+        let share = self.share.as_mut()?;
         let (budget, used) = self.scheduler.budget_and_used();
-        share.hold(used, budget).map_err(|others| Event::Taken { slot, taken: others.taken() })
+        let others = share.hold(used, budget).err()?;
+        Some(Event::Taken { slot, taken: others.taken() })
     }
 
     fn estimate(&mut self, slot: SlotId, left: Bytes, taken: Bytes) {
@@ -381,11 +382,11 @@ impl Driver {
         });
     }
 
-    fn resize(&mut self, slot: SlotId, estimate: Estimate) {
+    fn resize(&mut self, slot: SlotId, n_ctx: Option<u32>) {
         let model = self.shared.ready.get(&slot).map(|model| Arc::clone(&model));
         self.tasks.spawn(async move {
             let gone = || Failure::new(FailureKind::EngineGone, "there is no model to resize");
-            let result = match (model, estimate.n_ctx) {
+            let result = match (model, n_ctx) {
                 (Some(model), Some(n_ctx)) => {
                     let resized = no_panic(model.resize(n_ctx)).await;
                     resized.map(|()| model.memory_at_load())
