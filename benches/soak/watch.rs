@@ -1,7 +1,7 @@
 //! What this process and its pool hold, looked at every 10 ms.
 
 use std::fs;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_millis(10);
 /// A thread that watches.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    stop: Sender<()>,
+    stop: SyncSender<()>,
     thread: JoinHandle<Watched>,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Watched {
 
 impl Watch {
     pub(crate) fn start() -> Self {
-        let (stop, stopped) = mpsc::channel();
+        let (stop, stopped) = mpsc::sync_channel(1);
         let thread = std::thread::spawn(move || {
             let mut watched = Watched::default();
             while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
