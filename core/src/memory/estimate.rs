@@ -37,6 +37,9 @@ pub struct Estimate {
     pub n_ctx: Option<u32>,
     /// What the same load took the last time, all its buffers in use; `None` where that was not measured.
     pub measured_before: Option<Bytes>,
+    /// What is reserved besides `measured_before`: no load takes just what the one before it took, and the process keeps
+    /// something of each.
+    pub spare: Bytes,
     /// How long the same load took the last time.
     pub load_time: Option<Duration>,
     /// The same load with shorter contexts, longest first, where the length may be chosen: what can be made of the model
@@ -53,11 +56,11 @@ impl Estimate {
         self.weights + self.kv + self.compute + self.projector + self.overhead
     }
 
-    /// What the pool reserves for a loaded model, as long as nobody shares the weights: what was measured before, else the
-    /// total.
+    /// What the pool reserves for a loaded model, as long as nobody shares the weights: what was measured before, and a
+    /// little more; else the total.
     #[must_use]
     pub fn reserve(&self) -> Bytes {
-        self.measured_before.unwrap_or_else(|| self.total())
+        self.measured_before.map_or_else(|| self.total(), |measured| measured + self.spare)
     }
 
     /// What is free once a model that was loaded like this has become like `other`, which differs in its context alone. By
@@ -171,10 +174,10 @@ mod tests {
             (estimate.total(), estimate.reserve(), estimate.at_load()),
             (Bytes(15), Bytes(15), Bytes(18))
         );
-        let measured = Estimate { measured_before: Some(Bytes(12)), ..estimate };
+        let measured = Estimate { measured_before: Some(Bytes(12)), spare: Bytes(1), ..estimate };
         assert_eq!(
             (measured.total(), measured.reserve(), measured.at_load()),
-            (Bytes(15), Bytes(12), Bytes(15))
+            (Bytes(15), Bytes(13), Bytes(16))
         );
     }
 }
