@@ -36,6 +36,7 @@ impl World {
         });
         let limits = Limits {
             budget: Bytes(MODEL.0 * fit),
+            spare: Bytes::ZERO,
             reserve: Bytes::ZERO,
             eviction: Eviction::CostAware,
             max_concurrent_llms: models,

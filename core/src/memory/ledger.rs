@@ -13,6 +13,7 @@ pub struct Ledger {
     budget: Bytes,
     ceiling: Option<Bytes>,
     others: Bytes,
+    spare: Bytes,
     used: Bytes,
     peak: Bytes,
     next: u64,
@@ -91,6 +92,7 @@ impl Ledger {
             budget,
             ceiling: None,
             others: Bytes::ZERO,
+            spare: Bytes::ZERO,
             used: Bytes::ZERO,
             peak: Bytes::ZERO,
             next: 0,
@@ -238,6 +240,17 @@ impl Ledger {
         self.others = others;
     }
 
+    /// Says how much is never given out, for what the process holds besides the entries.
+    pub fn set_spare(&mut self, spare: Bytes) {
+        self.spare = spare;
+    }
+
+    /// How much is never given out.
+    #[must_use]
+    pub fn spare(&self) -> Bytes {
+        self.spare
+    }
+
     /// How much of the budget other processes have.
     #[must_use]
     pub fn others(&self) -> Bytes {
@@ -269,10 +282,10 @@ impl Ledger {
         self.peak
     }
 
-    /// What is left of the limit; zero where the entries exceed it.
+    /// What is left of the limit to give out; zero where the entries exceed it.
     #[must_use]
     pub fn left(&self) -> Bytes {
-        self.limit().saturating_sub(self.used)
+        self.limit().saturating_sub(self.used + self.spare)
     }
 
     /// Who holds how much, largest first; entries of one model are added up. Shared weights are the first holder's.
@@ -364,6 +377,8 @@ mod tests {
         assert_eq!((ledger.share(), ledger.limit()), (Bytes(30), Bytes(30)), "others have the rest");
         ledger.set_others(Bytes(20));
         assert_eq!((ledger.share(), ledger.limit()), (Bytes(80), Bytes(50)));
+        ledger.set_spare(Bytes(5));
+        assert_eq!((ledger.limit(), ledger.left()), (Bytes(50), Bytes(45)));
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl Driver {
                 let budget = self.shared.capped(budget);
                 self.handle(Event::Budget { budget });
                 let status = self.scheduler.status(self.now());
-                self.shared.metrics.set_ledger(status.budget, status.limit, status.used);
+                self.shared.metrics.set_ledger(status.budget, status.limit, status.used, status.left);
             }
             Command::Status { reply } => drop(reply.send(self.scheduler.status(self.now()))),
             Command::Plan { slots, sizes, reply } => {

@@ -76,7 +76,8 @@ impl Metrics {
             slots: slots.iter().map(SlotMetrics::new).collect(),
             models,
         };
-        metrics.set_ledger(limits.budget, limits.budget, Bytes::ZERO);
+        let left = limits.budget.saturating_sub(limits.spare);
+        metrics.set_ledger(limits.budget, limits.budget, Bytes::ZERO, left);
         metrics
     }
 
@@ -87,16 +88,16 @@ impl Metrics {
 
     /// A slot moved: its gauges, the ledger's, and the counters of loads and evictions.
     pub(super) fn on_change(&self, change: &Change) {
-        self.set_ledger(change.budget, change.limit, change.used);
+        self.set_ledger(change.budget, change.limit, change.used, change.left);
         self.llms.set(change.llms as f64);
         self.slots[change.slot.0].on_change(change);
     }
 
-    pub(super) fn set_ledger(&self, budget: Bytes, limit: Bytes, used: Bytes) {
+    pub(super) fn set_ledger(&self, budget: Bytes, limit: Bytes, used: Bytes, left: Bytes) {
         self.budget.set(budget.0 as f64);
         self.limit.set(limit.0 as f64);
         self.used.set(used.0 as f64);
-        self.headroom.set(limit.saturating_sub(used).0 as f64);
+        self.headroom.set(left.0 as f64);
     }
 
     /// An unload did not give so much back.
@@ -259,7 +260,7 @@ fn describe() {
     describe_gauge!("sarai_system_available_bytes", Unit::Bytes, "What of it could be had");
     describe_gauge!("sarai_process_resident_bytes", Unit::Bytes, "What this process holds");
     describe_gauge!("sarai_used_bytes", Unit::Bytes, "What the ledger holds for models");
-    describe_gauge!("sarai_headroom_bytes", Unit::Bytes, "What is left of the limit");
+    describe_gauge!("sarai_headroom_bytes", Unit::Bytes, "What loads may still take of the limit");
     describe_gauge!("sarai_llms_loaded", "LLMs loaded or loading, remote ones included");
     describe_gauge!("sarai_queue_depth", "Requests that wait for their model");
     describe_gauge!("sarai_queue_oldest_seconds", Unit::Seconds, "How long the oldest of them has waited");

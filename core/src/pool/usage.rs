@@ -22,7 +22,7 @@ pub struct MemoryUsage {
     pub others_bytes: Bytes,
     /// What the ledger holds.
     pub used_bytes: Bytes,
-    /// What is left of the limit.
+    /// What loads may still take.
     pub headroom_bytes: Bytes,
     /// The most it ever held.
     pub peak_bytes: Bytes,
@@ -145,7 +145,7 @@ impl ModelPool {
                 limit_bytes: status.limit,
                 others_bytes: status.others,
                 used_bytes: status.used,
-                headroom_bytes: status.limit.saturating_sub(status.used),
+                headroom_bytes: status.left,
                 peak_bytes: status.peak,
                 llms: status.llms,
                 max_concurrent_llms: status.max_concurrent_llms,
@@ -168,8 +168,7 @@ impl ModelPool {
     /// Cancel safe.
     pub async fn plan(&self, models: &[&str]) -> Result<Vec<PlannedModel>, Error> {
         let entries = models.iter().map(|model| self.inner.entry(model)).collect::<Result<Vec<_>, _>>()?;
-        let left = self.status().await?;
-        let left = left.limit.saturating_sub(left.used);
+        let left = self.status().await?.left;
         let mut sizes = BTreeMap::new();
         for slot in entries.iter().flat_map(|(_, entry)| &entry.chain) {
             if !sizes.contains_key(slot) {

@@ -356,7 +356,7 @@ impl Scheduler {
         // Weights that a pinned model holds are there, and among what it holds.
         let asked = if reservations().any(shares) { claim.own } else { claim.total() };
         let budget = self.ledger.budget();
-        let left = budget.saturating_sub(held);
+        let left = budget.saturating_sub(held + self.ledger.spare());
         if asked > left {
             let names: BTreeSet<&ModelName> = pinned().map(|other| &other.spec.model).collect();
             let holders = self.ledger.holders().into_iter().filter(|h| names.contains(&h.model)).collect();

@@ -118,6 +118,7 @@ impl Scheduler {
         let mut ledger = Ledger::new(self.ledger.budget());
         ledger.set_ceiling(self.ledger.ceiling());
         ledger.set_others(self.ledger.others());
+        ledger.set_spare(self.ledger.spare());
         let slots = self.slots.iter().map(|slot| copy_slot(slot, &self.ledger, &mut ledger)).collect();
         Self {
             limits: self.limits,

@@ -59,6 +59,8 @@ pub struct SlotSpec {
 pub struct Limits {
     /// All that may be held for models.
     pub budget: Bytes,
+    /// What of the budget is not given out: the process holds a little for models besides them.
+    pub spare: Bytes,
     /// Memory of the machine that is left to others, and to what this process holds besides models.
     pub reserve: Bytes,
     /// Who is evicted first.
@@ -78,6 +80,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             budget: Bytes(6_000_000_000),
+            spare: Bytes::ZERO,
             reserve: Bytes::ZERO,
             eviction: Eviction::default(),
             max_concurrent_llms: 3,
@@ -315,10 +318,12 @@ impl Scheduler {
     /// A scheduler over `slots`, none of them loaded.
     #[must_use]
     pub fn new(limits: Limits, slots: Vec<SlotSpec>) -> Self {
+        let mut ledger = Ledger::new(limits.budget);
+        ledger.set_spare(limits.spare);
         Self {
             limits,
             slots: slots.into_iter().map(Slot::new).collect(),
-            ledger: Ledger::new(limits.budget),
+            ledger,
             queue: Queue::default(),
             leases: BTreeMap::new(),
             effects: VecDeque::new(),
@@ -796,6 +801,7 @@ impl Scheduler {
             used: self.ledger.used(),
             budget: self.ledger.budget(),
             limit: self.ledger.limit(),
+            left: self.ledger.left(),
             llms: self.counted_llms().len(),
         };
         self.effects.push_back(Effect::Changed(change));

@@ -181,6 +181,8 @@ pub struct Change {
     pub budget: Bytes,
     /// What may be held just now: the budget, or what the machine has memory for where that is less.
     pub limit: Bytes,
+    /// What of it loads may still take.
+    pub left: Bytes,
     /// LLMs loaded or loading.
     pub llms: usize,
 }

@@ -15,6 +15,8 @@ pub struct PoolStatus {
     pub limit: Bytes,
     /// How much of the budget other processes have, where they share it.
     pub others: Bytes,
+    /// What of it loads may still take.
+    pub left: Bytes,
     /// What the ledger holds.
     pub used: Bytes,
     /// The most it ever held.
@@ -96,6 +98,7 @@ impl Scheduler {
             budget: self.ledger.budget(),
             limit: self.ledger.limit(),
             others: self.ledger.others(),
+            left: self.ledger.left(),
             used: self.ledger.used(),
             peak: self.ledger.peak(),
             holders: self.ledger.holders(),

@@ -24,6 +24,7 @@ use sarai_core::units::Bytes;
 fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
     Limits {
         budget: Bytes(budget),
+        spare: Bytes::ZERO,
         reserve: Bytes::ZERO,
         eviction: Eviction::Lru,
         max_concurrent_llms,

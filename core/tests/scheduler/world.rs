@@ -66,6 +66,7 @@ pub(crate) fn helper(name: &str, size: u64) -> Model {
 pub(crate) fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
     Limits {
         budget: Bytes(budget),
+        spare: Bytes::ZERO,
         reserve: Bytes::ZERO,
         eviction: Eviction::Lru,
         max_concurrent_llms,
