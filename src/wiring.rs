@@ -15,15 +15,9 @@ use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::router::{Router, Routing};
 use sarai_core::scheduler::Limits;
-use sarai_core::units::{Bytes, HostName, PipelineName};
+use sarai_core::units::{HostName, PipelineName};
 
 use crate::env;
-
-/// What of the budget is kept for what the process holds for models besides them: llama.cpp's own code, the stacks of threads
-/// and what allocators keep. 30 to 55 MB were measured after hundreds of loads of six models. A small budget, which is for
-/// small models, keeps less.
-const SPARE_PART: u64 = 64;
-const MOST_SPARE: Bytes = Bytes(64_000_000);
 
 /// A configuration come to life: the pool over its models and hosts, its router, its pipelines. A cheap clone.
 #[derive(Clone, Debug)]
@@ -70,15 +64,14 @@ impl Sarai {
             })
             .collect::<Result<BTreeMap<_, _>, Error>>()?;
         let probe = SystemProbe::new();
-        let budget = config.memory.budget.bytes(probe.read().map(|memory| memory.total));
         let limits = Limits {
-            budget,
-            spare: Bytes(budget.0 / SPARE_PART).min(MOST_SPARE),
+            budget: config.memory.budget.bytes(probe.read().map(|memory| memory.total)),
             eviction: config.memory.eviction,
             max_concurrent_llms: config.memory.max_concurrent_llms,
             max_waiting: config.queue.max_waiting,
             ..Limits::default()
-        };
+        }
+        .with_spare();
         let sessions = session_store(&config.sessions);
         let mut builder = ModelPool::builder(limits)
             .probe(Arc::new(probe))

@@ -61,6 +61,9 @@ impl ModelPool {
     pub async fn simulate(&self, trace: &[TracedRequest], replay: &Replay) -> Result<Replayed, Error> {
         let mut limits = self.inner.limits;
         limits.budget = replay.budget.unwrap_or(limits.budget);
+        if limits.spare > Bytes::ZERO {
+            limits = limits.with_spare();
+        }
         limits.max_concurrent_llms = replay.max_concurrent_llms.unwrap_or(limits.max_concurrent_llms);
         limits.max_waiting = usize::MAX;
         limits.eviction = replay.eviction;

@@ -91,6 +91,20 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The part of the budget that is kept as spare, and its bound. 30 to 55 MB of llama.cpp's own code, stacks of threads and
+    /// what allocators keep stayed with a process after hundreds of loads of six models (`cargo bench --bench soak`). A
+    /// small budget, which is for small models, keeps less.
+    const SPARE_PART: u64 = 64;
+    const MOST_SPARE: Bytes = Bytes(64_000_000);
+
+    /// The same with as much of the budget spare as models of real sizes need.
+    #[must_use]
+    pub fn with_spare(self) -> Self {
+        Self { spare: Bytes(self.budget.0 / Self::SPARE_PART).min(Self::MOST_SPARE), ..self }
+    }
+}
+
 /// What a request asks for, and how urgently. Requests of equal urgency are served in the order of their arrival.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {
