@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use sarai_core::backend::ServedBy;
-use sarai_core::config::{Class, ModelRole};
 use sarai_core::pool::{ModelHandle, ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::scheduler::Limits;
 use sarai_core::testing::{FakeBackend, FakeProbe};
@@ -21,13 +20,7 @@ const MODEL: Bytes = Bytes(1_000_000_000);
 /// A handle to a model that is loaded.
 async fn ready() -> ModelHandle {
     let backend = FakeBackend::new(ServedBy::GgufNative("model.gguf".into()), MODEL);
-    let spec = ModelSpec {
-        name: "model".parse().unwrap(),
-        role: ModelRole::Llm,
-        class: Class::OnDemand,
-        ttl: None,
-        places: vec![PlaceSpec::Backend(Arc::new(backend))],
-    };
+    let spec = ModelSpec::new("model".parse().unwrap(), vec![PlaceSpec::Backend(Arc::new(backend))]);
     let limits = Limits { budget: MODEL, ..Limits::default() };
     let probe = Arc::new(FakeProbe::new(Bytes(MODEL.0 * 8)));
     let pool = ModelPool::builder(limits).probe(probe).model(spec).build().unwrap();

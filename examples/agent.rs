@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // Someone watches the cursor: these requests go before others.
     let wait_timeout = Some(Duration::from_secs(120));
-    let options = CallOptions { priority: Priority::Interactive, wait_timeout };
+    let options = CallOptions { priority: Priority::Interactive, wait_timeout, ..CallOptions::default() };
     let mut conversation = vec![Message::system("You are a kind assistant. Answer in the user's language.")];
     for line in std::io::stdin().lock().lines() {
         conversation.push(Message::user(line?));

@@ -34,12 +34,16 @@
 struct Readme;
 
 pub mod env;
+mod host_memory;
+mod restore;
 mod wiring;
 
 pub use sarai_agents as agents;
 pub use sarai_core as core;
 
-pub use sarai_core::answer::{Answer, AnswerEvent, AnswerStream, CallOptions, Models, Priority, Provenance};
+pub use sarai_core::answer::{
+    Answer, AnswerEvent, AnswerStream, CallOptions, Handover, Models, OnStreamFailure, Priority, Provenance,
+};
 pub use sarai_core::config::{Class, ModelRole};
 pub use sarai_core::pipeline::{Input, PipelineEvent, PipelineReport, PipelineStream};
 pub use sarai_core::pool::{
@@ -48,7 +52,7 @@ pub use sarai_core::pool::{
 };
 pub use sarai_core::request::{
     Alternative, Capability, Constraint, Delta, Embeddings, FinishReason, GenerateRequest, LabelScore,
-    Message, Sampling, TokenLogprob, Tool, ToolCall, Truncate,
+    Message, Prefill, Sampling, TokenLogprob, Tool, ToolCall, Truncate,
 };
 pub use sarai_core::router::{Router, Routing};
 pub use sarai_core::scheduler::{Change, Limits, Phase};

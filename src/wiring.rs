@@ -1,14 +1,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use sarai_agents::llama::{GgufBackend, GgufSettings, SessionStore};
-use sarai_agents::ollama::{Client, OllamaBackend};
+use sarai_agents::ollama::{self, HostWatch};
+use sarai_agents::openai;
+use sarai_agents::remote::{HostApi, RemoteBackend};
 use sarai_core::Error;
 use sarai_core::answer::CallOptions;
 use sarai_core::backend::Backend;
 use sarai_core::config::{
-    self, Class, Config, ConfigError, ModelConfig, Overrides, Place, Problem, SessionsConfig,
+    self, Class, Config, ConfigError, HostConfig, HostKind, ModelConfig, OnHost, Overrides, Place, Problem,
+    SessionsConfig,
 };
 use sarai_core::memory::{Probe, SharedBudget, SystemProbe};
 use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
@@ -18,6 +22,8 @@ use sarai_core::scheduler::Limits;
 use sarai_core::units::{HostName, PipelineName};
 
 use crate::env;
+use crate::host_memory::watches;
+use crate::restore::Restore;
 
 /// A configuration come to life: the pool over its models and hosts, its router, its pipelines. A cheap clone.
 #[derive(Clone, Debug)]
@@ -25,7 +31,17 @@ pub struct Sarai {
     pool: ModelPool,
     router: Option<Arc<Router>>,
     pipelines: Arc<BTreeMap<PipelineName, Arc<Pipeline>>>,
-    hosts: Arc<BTreeMap<HostName, Arc<Client>>>,
+    hosts: Arc<Hosts>,
+    restore: Option<Arc<Restore>>,
+}
+
+/// The hosts of a configuration, and who keeps their memory in order.
+#[derive(Debug, Default)]
+struct Hosts {
+    all: BTreeMap<HostName, Arc<dyn HostApi>>,
+    ollamas: BTreeMap<HostName, Arc<ollama::Client>>,
+    /// Ended with the last clone of what they belong to.
+    watches: OnceLock<Vec<HostWatch>>,
 }
 
 impl Sarai {
@@ -47,6 +63,8 @@ impl Sarai {
         for (_, loaded) in sarai.pool.load_residents().await {
             loaded?;
         }
+        sarai.watch_hosts(&resolved.config);
+        sarai.restore().await;
         Ok(sarai)
     }
 
@@ -56,13 +74,7 @@ impl Sarai {
     /// # Errors
     /// A host's address cannot be used, the models do not go together, or there is no tokio runtime around.
     pub fn start(config: &Config) -> Result<Self, Error> {
-        let hosts = config
-            .hosts
-            .iter()
-            .map(|(name, host)| {
-                Ok((name.clone(), Arc::new(Client::new(name.clone(), host).map_err(|e| bad_host(name, &e))?)))
-            })
-            .collect::<Result<BTreeMap<_, _>, Error>>()?;
+        let hosts = Hosts::new(&config.hosts)?;
         let probe = SystemProbe::new();
         let limits = Limits {
             budget: config.memory.budget.bytes(probe.read().map(|memory| memory.total)),
@@ -86,6 +98,8 @@ impl Sarai {
                 role: model.role,
                 class: model.class,
                 ttl: model.ttl,
+                on_stream_failure: model.on_stream_failure,
+                hedge_after: model.hedge_after,
                 places: model
                     .places
                     .iter()
@@ -102,8 +116,10 @@ impl Sarai {
                 Ok((name.clone(), Arc::new(compiled)))
             })
             .collect::<Result<_, Error>>()?;
+        let restore = config.memory.restore.then(|| Restore::of(config, cache_folder())).flatten();
         Ok(Self {
             pool: builder.build()?,
+            restore: restore.map(Arc::new),
             router: config.router.clone().map(|router| Arc::new(Router::new(router))),
             pipelines: Arc::new(pipelines),
             hosts: Arc::new(hosts),
@@ -135,10 +151,45 @@ impl Sarai {
         self.router.as_ref().ok_or_else(none)?.route(text, &self.pool, options).await
     }
 
-    /// The hosts' clients by name.
+    /// The hosts by name.
     #[must_use]
-    pub fn hosts(&self) -> &BTreeMap<HostName, Arc<Client>> {
-        &self.hosts
+    pub fn hosts(&self) -> &BTreeMap<HostName, Arc<dyn HostApi>> {
+        &self.hosts.all
+    }
+
+    /// Those of them that are Ollamas, which tell what they hold in memory.
+    #[must_use]
+    pub fn ollamas(&self) -> &BTreeMap<HostName, Arc<ollama::Client>> {
+        &self.hosts.ollamas
+    }
+
+    /// Keeps the hosts' memory in order from now on, as the configuration says: looks at what each holds, unloads idle models
+    /// above its `max_ram_gb`, and counts what an Ollama on this machine holds into the budget. Ends with the last clone of
+    /// this. [`Sarai::from_file`] does it by itself.
+    pub fn watch_hosts(&self, config: &Config) {
+        self.hosts.watches.get_or_init(|| watches(config, &self.hosts.ollamas, &self.pool));
+    }
+
+    /// Loads the models that were loaded at the last shutdown, as far as there is room, the most valuable first. Nothing is
+    /// evicted for it. Without `memory.restore` it does nothing.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: loads that have begun are given up.
+    pub async fn restore(&self) {
+        if let Some(restore) = &self.restore {
+            restore.load(&self.pool).await;
+        }
+    }
+
+    /// Ends the pool in order, as [`ModelPool::shutdown`] does, and with `memory.restore` writes down what was loaded.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the shutdown.
+    pub async fn shutdown(&self, grace: Duration) {
+        if let Some(restore) = &self.restore {
+            restore.save(&self.pool).await;
+        }
+        self.pool.shutdown(grace).await;
     }
 
     /// The names of the pipelines.
@@ -164,7 +215,7 @@ impl Sarai {
 fn wire(
     place: &Place,
     model: &ModelConfig,
-    hosts: &BTreeMap<HostName, Arc<Client>>,
+    hosts: &Hosts,
     sessions: Option<&Arc<SessionStore>>,
 ) -> Option<PlaceSpec> {
     let purpose = model.role.capability();
@@ -183,12 +234,31 @@ fn wire(
             lora: file.lora.clone(),
             sessions: sessions.cloned(),
         })),
-        Place::Ollama { host, model, n_ctx } => {
-            let client = Arc::clone(hosts.get(host)?);
-            Arc::new(OllamaBackend { client, model: model.clone(), n_ctx: *n_ctx, purpose })
+        Place::Hosts { hosts: on, n_ctx, .. } => {
+            let client = |on: &OnHost| Some((Arc::clone(hosts.all.get(&on.host)?), on.model.clone()));
+            Arc::new(RemoteBackend::new(on.iter().filter_map(client), *n_ctx, purpose))
         }
     };
     Some(PlaceSpec::Backend(backend))
+}
+
+impl Hosts {
+    fn new(config: &BTreeMap<HostName, HostConfig>) -> Result<Self, Error> {
+        let mut hosts = Self::default();
+        for (name, host) in config {
+            let bad = |error| bad_host(name, &error);
+            let client: Arc<dyn HostApi> = match host.kind {
+                HostKind::Ollama => {
+                    let client = Arc::new(ollama::Client::new(name.clone(), host).map_err(bad)?);
+                    hosts.ollamas.insert(name.clone(), Arc::clone(&client));
+                    client
+                }
+                HostKind::Openai => Arc::new(openai::Client::new(name.clone(), host).map_err(bad)?),
+            };
+            hosts.all.insert(name.clone(), client);
+        }
+        Ok(hosts)
+    }
 }
 
 /// Where there is neither a folder of the configuration's nor one of the user's, conversations are not kept.

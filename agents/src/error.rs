@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 use sarai_core::failure::{Failure, FailureKind};
-use sarai_core::units::HostName;
+use sarai_core::units::{Bytes, HostName};
 
 /// How running a model can fail.
 #[derive(Debug, thiserror::Error)]
@@ -200,6 +200,34 @@ pub enum Error {
         status: u16,
         /// What the host says.
         message: String,
+        /// When it wants to be asked again, where it says so.
+        retry_after: Option<Duration>,
+    },
+    /// The host does not have the model.
+    #[error("host {host}: status 404: {message}; {}{get}", has_instead(has.as_deref()))]
+    ModelMissing {
+        /// The host.
+        host: HostName,
+        /// The model.
+        model: String,
+        /// What the host says.
+        message: String,
+        /// What it has, where it tells.
+        has: Option<Vec<String>>,
+        /// What to do about it.
+        get: String,
+    },
+    /// The host has no room for the model below its limit: all that it holds is in use or kept.
+    #[error("host {host} holds {held} and would hold {more} more, above its max_ram_gb of {limit}, and nothing of it is idle")]
+    HostFull {
+        /// The host.
+        host: HostName,
+        /// What it holds.
+        held: Bytes,
+        /// What comes on top.
+        more: Bytes,
+        /// Its limit.
+        limit: Bytes,
     },
     /// The host ended its answer with an error.
     #[error("host {host}: {message}")]
@@ -209,9 +237,9 @@ pub enum Error {
         /// What the host says.
         message: String,
     },
-    /// What came is not what an Ollama sends.
-    #[error("host {host} does not answer like an Ollama: {what}")]
-    NotOllama {
+    /// What came is not what such a host sends.
+    #[error("host {host} does not speak the protocol of its kind: {what}")]
+    Protocol {
         /// The host.
         host: HostName,
         /// What came instead.
@@ -295,8 +323,10 @@ impl Error {
                 500..=599 => FailureKind::HostError,
                 _ => FailureKind::Protocol,
             },
+            Self::ModelMissing { .. } => FailureKind::ModelMissing,
+            Self::HostFull { .. } => FailureKind::Busy,
             Self::HostReported { .. } => FailureKind::HostError,
-            Self::NotOllama { .. } => FailureKind::Protocol,
+            Self::Protocol { .. } => FailureKind::Protocol,
             Self::CutOff { .. } => FailureKind::CutOff,
             Self::BadUrl { .. } => FailureKind::BadRequest,
             Self::HttpClient { .. }
@@ -316,9 +346,23 @@ impl From<Error> for Failure {
     }
 }
 
+/// The beginning of a list of what a host has.
+fn has_instead(has: Option<&[String]>) -> String {
+    const SHOWN: usize = 5;
+    match has {
+        None => String::new(),
+        Some([]) => "it has no model; ".to_owned(),
+        Some(has) => {
+            let more = if has.len() > SHOWN { ", ..." } else { "" };
+            format!("it has {}{more}; ", has.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
 /// Whether a host's message says that the prompt or a text does not fit the context.
 fn is_overflow(message: &str) -> bool {
-    message.contains("context") && (message.contains("exceed") || message.contains("too long"))
+    message.contains("context")
+        && ["exceed", "too long", "maximum context length"].iter().any(|sign| message.contains(sign))
 }
 
 /// The deepest cause of an error, which is the system's own word for it.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Stream;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::backend::ServedBy;
 use crate::error::Error;
@@ -32,6 +33,20 @@ pub struct CallOptions {
     pub priority: Priority,
     /// How long it may wait for its model, queueing and loading together; `None` takes the pool's default.
     pub wait_timeout: Option<Duration>,
+    /// What becomes of an answer whose place fails in the middle; `None` takes the model's own way.
+    pub on_stream_failure: Option<OnStreamFailure>,
+}
+
+/// What becomes of an answer whose place fails after its first text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStreamFailure {
+    /// It ends with an error.
+    #[default]
+    Error,
+    /// The next place takes the text so far as the beginning of its own answer and goes on. The answer says where. One that
+    /// may call tools ends with an error all the same.
+    Continue,
 }
 
 /// Who served a request, and the time it took to get there.
@@ -72,9 +87,26 @@ pub struct Answer {
     /// The tools that the model called, in its order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// Each token's probability, where the request asked for them and the backend has them.
+    /// Each token's probability, where the request asked for them and the backend has them; of an answer that went on
+    /// elsewhere, those of its last part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<TokenLogprob>>,
+    /// Where the answer went on elsewhere, because its place failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub handovers: Vec<Handover>,
+}
+
+/// A place failed in the middle of an answer, and another one went on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Handover {
+    /// Characters of the answer that had been said.
+    pub at: usize,
+    /// Who had said them.
+    pub from: ServedBy,
+    /// Who went on.
+    pub to: ServedBy,
+    /// Why.
+    pub reason: String,
 }
 
 /// An item of an [`AnswerStream`].

@@ -21,6 +21,10 @@ pub enum ServedBy {
     GgufNative(PathBuf),
     /// A model of an Ollama host.
     OllamaHttp(HostName),
+    /// A model of a host that speaks OpenAI's API.
+    OpenaiHttp(HostName),
+    /// One of these hosts: a place's name. Each answer says which it was.
+    OneOf(Vec<ServedBy>),
 }
 
 impl fmt::Display for ServedBy {
@@ -28,6 +32,13 @@ impl fmt::Display for ServedBy {
         match self {
             Self::GgufNative(file) => write!(f, "gguf_native:{}", file.display()),
             Self::OllamaHttp(host) => write!(f, "ollama_http:{host}"),
+            Self::OpenaiHttp(host) => write!(f, "openai_http:{host}"),
+            Self::OneOf(hosts) => {
+                for (at, host) in hosts.iter().enumerate() {
+                    write!(f, "{}{host}", if at > 0 { "|" } else { "" })?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -41,6 +52,103 @@ impl Serialize for ServedBy {
 /// Receives the progress of a load, from 0 to 1. Called from the loading thread: it must not block.
 pub type Progress = Arc<dyn Fn(f32) + Send + Sync>;
 
+/// Receives what becomes of a model's hosts. Called from whoever asked one: it must not block.
+pub type HostReport = Arc<dyn Fn(HostChange) + Send + Sync>;
+
+/// Whether a host is asked for a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Breaker {
+    /// It is.
+    Closed,
+    /// It is asked once, to see whether it answers again.
+    HalfOpen,
+    /// It failed several times in a row, and is left alone for a while.
+    Open,
+}
+
+impl Breaker {
+    /// The state's name in tables, metrics and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// A host is given up for a model, or asked again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostChange {
+    /// The host.
+    pub host: ServedBy,
+    /// What holds from now on.
+    pub breaker: Breaker,
+    /// The failure that brought it about, if one did.
+    pub cause: Option<String>,
+}
+
+/// A host of a place, as it stands with a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostState {
+    /// The host.
+    pub host: ServedBy,
+    /// The model's name there.
+    pub model: String,
+    /// Whether it is asked.
+    pub breaker: Breaker,
+    /// Milliseconds until it is asked again, where it is left alone or has said that it is busy.
+    pub asked_again_in_ms: Option<u64>,
+    /// Its last failure, where it has not answered since.
+    pub failure: Option<String>,
+    /// Requests that run on it, of all models.
+    pub in_flight: usize,
+    /// The most that may.
+    pub parallel: usize,
+    /// Whether it holds the model in memory, where that is known.
+    pub resident: Option<bool>,
+}
+
+/// What the choice of a host depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The same for all turns of a conversation that has had an answer; the host that gave it has most of the next prompt
+    /// computed already.
+    pub conversation: Option<u64>,
+    /// Hosts that have failed on this request.
+    pub failed: &'a [ServedBy],
+    /// Whether there is nowhere else to go: then a host is asked that would be left alone otherwise.
+    pub last_resort: bool,
+}
+
+/// A host that was chosen, with a place among those that it serves at once. Dropping it gives the place free.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Who it is.
+    pub served_by: ServedBy,
+    /// The model there.
+    pub model: Arc<dyn Model>,
+}
+
+/// The choice among the hosts that a model runs on.
+#[async_trait]
+pub trait Hosts: Send + Sync {
+    /// The host to ask next, once it has a place free; `None` when all have failed on this request.
+    ///
+    /// # Errors
+    /// All hosts that are left are left alone after failures, or say that they are busy, and this is not the last resort; or
+    /// none had a place free in time.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is sent.
+    async fn next(&self, asked: Asked<'_>) -> Result<Option<Host>, Failure>;
+
+    /// How they stand.
+    fn states(&self) -> Vec<HostState>;
+}
+
 /// What a load gets from the pool.
 #[derive(Clone)]
 pub struct LoadRequest {
@@ -51,6 +159,21 @@ pub struct LoadRequest {
     pub cancel: CancellationToken,
     /// Hears how far the load has come.
     pub progress: Progress,
+    /// Hears of hosts that are given up for a while, and of those that answer again, for as long as the model lives.
+    pub hosts: HostReport,
+}
+
+impl LoadRequest {
+    /// A load of this size that nobody watches or stops.
+    #[must_use]
+    pub fn new(estimate: Estimate) -> Self {
+        Self {
+            estimate,
+            cancel: CancellationToken::new(),
+            progress: Arc::new(|_| {}),
+            hosts: Arc::new(|_| {}),
+        }
+    }
 }
 
 impl fmt::Debug for LoadRequest {
@@ -93,16 +216,29 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Not cancel safe: run it to its end, and stop it through the request's token.
     async fn load(&self, request: LoadRequest) -> Result<Arc<dyn Model>, Failure>;
 
-    /// Has the host that runs the model free its memory, without deleting anything; returns whether there is such a
-    /// host. A local backend has none.
+    /// The hosts that it runs on, where it runs on hosts.
+    fn hosts(&self) -> Option<&dyn Hosts> {
+        None
+    }
+
+    /// Whether it is of any use to ask now. The pool asks before it waits for the model, if there is another place to go.
     ///
     /// # Errors
-    /// The host cannot be reached, refuses, or does not confirm in time.
+    /// What it failed with the last time: all its hosts are left alone for now.
+    fn available(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Has the hosts that run the model free its memory, without deleting anything; returns those that were asked. A local
+    /// backend has none.
+    ///
+    /// # Errors
+    /// A host cannot be reached, refuses, or does not confirm in time.
     ///
     /// # Cancel safety
-    /// Cancel safe: the host may or may not have got the request.
-    async fn unload_on_host(&self) -> Result<bool, Failure> {
-        Ok(false)
+    /// Cancel safe: a host may or may not have got the request.
+    async fn unload_on_hosts(&self) -> Result<Vec<ServedBy>, Failure> {
+        Ok(Vec::new())
     }
 }
 

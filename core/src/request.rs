@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -236,6 +237,18 @@ pub struct GenerateRequest {
     /// Added to the scores of tokens, by their numbers in the model's vocabulary, before a token is chosen; minus
     /// infinity keeps a token out.
     pub logit_bias: BTreeMap<u32, f32>,
+    /// The beginning of the answer, where there is one already.
+    pub prefill: Option<Prefill>,
+}
+
+/// The beginning of an answer. The model goes on from there and does not say it again; for stop texts, the limit of tokens
+/// and the answer's form it counts as if the model had said it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prefill {
+    /// The text.
+    pub text: String,
+    /// How many tokens it has, for a host, which cannot be asked; a model in this process counts them itself.
+    pub tokens: u32,
 }
 
 impl GenerateRequest {
@@ -248,7 +261,23 @@ impl GenerateRequest {
             truncate: Truncate::default(),
             logprobs: None,
             logit_bias: BTreeMap::new(),
+            prefill: None,
         }
+    }
+
+    /// A number that the turns of one conversation have in common: that of its beginning, up to the first question. `None`
+    /// for a conversation that has had no answer yet, and for a raw prompt.
+    #[must_use]
+    pub fn conversation(&self) -> Option<u64> {
+        let Prompt::Chat(messages) = &self.prompt else { return None };
+        messages.iter().any(|message| message.role == Role::Assistant).then(|| beginning(messages))
+    }
+
+    /// The number that [`conversation`](Self::conversation) will give once there is an answer.
+    #[must_use]
+    pub fn begins_conversation(&self) -> Option<u64> {
+        let Prompt::Chat(messages) = &self.prompt else { return None };
+        Some(beginning(messages))
     }
 
     /// A chat request with default sampling.
@@ -270,6 +299,9 @@ impl GenerateRequest {
         }
         if self.tools.is_empty() {
             return None;
+        }
+        if self.prefill.is_some() {
+            return Some("an answer that has begun already cannot call tools");
         }
         match (&self.prompt, &self.constraint) {
             (Prompt::Raw(_), _) => Some("tools need a conversation: a raw prompt has no place for them"),
@@ -313,12 +345,31 @@ impl GenerateRequest {
         self
     }
 
+    /// The same request, its answer beginning with this.
+    #[must_use]
+    pub fn with_prefill(mut self, prefill: Prefill) -> Self {
+        self.prefill = Some(prefill);
+        self
+    }
+
     /// The same request with `sampling`.
     #[must_use]
     pub fn with_sampling(mut self, sampling: Sampling) -> Self {
         self.sampling = sampling;
         self
     }
+}
+
+/// A number for the messages up to the first of the user's. Not the same in every build: for this process alone.
+fn beginning(messages: &[Message]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for message in messages {
+        (message.role.as_str(), &message.content).hash(&mut hasher);
+        if message.role == Role::User {
+            break;
+        }
+    }
+    hasher.finish()
 }
 
 /// Why a model stopped.

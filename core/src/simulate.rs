@@ -127,6 +127,7 @@ impl Simulation<'_> {
                     capability: can.unwrap_or(Capability::Generate),
                     priority: Priority::Normal,
                     deadline: self.now + self.wait,
+                    spare: None,
                 };
                 self.handle(Event::Request { id: RequestId(at as u64), slot, ask });
             }

@@ -25,7 +25,7 @@ struct Whole<'a> {
 
 /// A person waits for these.
 pub(super) const INTERACTIVE: CallOptions =
-    CallOptions { priority: Priority::Interactive, wait_timeout: None };
+    CallOptions { priority: Priority::Interactive, wait_timeout: None, on_stream_failure: None };
 
 pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> Result<(), Failure> {
     if args.prompt.is_none() && output.json {

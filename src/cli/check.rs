@@ -44,7 +44,7 @@ fn missing_files(config: &Config) -> Vec<String> {
         Place::Gguf(file) if !file.path.exists() => {
             Some(format!("models.{name}.path: {} is not there", file.path.display()))
         }
-        Place::Gguf(_) | Place::Ollama { .. } | Place::Model(_) => None,
+        Place::Gguf(_) | Place::Hosts { .. } | Place::Model(_) => None,
     });
     missing.collect()
 }

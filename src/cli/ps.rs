@@ -1,7 +1,10 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
-use sarai::agents::ollama::{Client, HostModel};
+use sarai::agents::ollama::HostModel;
+use sarai::agents::remote::HostApi;
+use sarai::core::backend;
+use sarai::core::config::HostKind;
 use sarai::core::memory::Estimate;
 use sarai::core::pool::{ModelMemory, PlannedModel};
 use sarai::core::units::Bytes;
@@ -24,9 +27,25 @@ struct Everything<'a> {
 
 #[derive(Serialize)]
 struct HostState {
+    kind: HostKind,
     reachable: bool,
     error: Option<String>,
+    /// What it may hold.
+    max_bytes: Option<Bytes>,
+    /// What it holds in memory; none where its protocol does not tell.
     models: Vec<HostModel>,
+    /// The names of what it has, where its protocol does not tell what is in memory.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    has: Vec<String>,
+    /// How it stands with each model of the configuration that may run there.
+    places: Vec<HostPlace>,
+}
+
+#[derive(Serialize)]
+struct HostPlace {
+    model: String,
+    #[serde(flatten)]
+    state: backend::HostState,
 }
 
 pub(super) async fn ps(common: &Common, output: &Output) -> Result<(), Failure> {
@@ -66,9 +85,12 @@ pub(super) async fn unload(common: &Common, args: &UnloadArgs, output: &Output) 
             let client = host(&session.sarai, name)?;
             let failed = |source| Failure::Host { host: name.clone(), source };
             for model in names_on(&session, &args.model, name) {
-                client.unload(&model).await.map_err(failed)?;
+                if !client.unload(&model).await.map_err(failed)? {
+                    let message = format!("host {name:?} speaks OpenAI's protocol, which cannot unload a model");
+                    return Err(Failure::Usage(message));
+                }
             }
-            vec![format!("ollama_http:{name}")]
+            vec![client.served_by().to_string()]
         }
         None => {
             let hosts = session.sarai.pool().unload_on_hosts(&args.model).await?;
@@ -89,7 +111,7 @@ pub(super) async fn unload(common: &Common, args: &UnloadArgs, output: &Output) 
     Ok(())
 }
 
-fn host<'a>(sarai: &'a Sarai, name: &str) -> Result<&'a Client, Failure> {
+fn host<'a>(sarai: &'a Sarai, name: &str) -> Result<&'a dyn HostApi, Failure> {
     let known = || sarai.hosts().keys().map(|host| host.as_str());
     let found = sarai.hosts().iter().find(|(host, _)| host.as_str() == name);
     found.map(|(_, client)| &**client).ok_or_else(|| {
@@ -102,10 +124,11 @@ fn host<'a>(sarai: &'a Sarai, name: &str) -> Result<&'a Client, Failure> {
 fn names_on(session: &Session, model: &str, host: &str) -> Vec<String> {
     use sarai::core::config::Place;
     let configured = session.config.models.iter().find(|(name, _)| name.as_str() == model);
-    let names = configured.into_iter().flat_map(|(_, model)| &model.places).filter_map(|place| match place {
-        Place::Ollama { host: there, model, .. } if there.as_str() == host => Some(model.clone()),
-        Place::Ollama { .. } | Place::Gguf(_) | Place::Model(_) => None,
+    let hosts = configured.into_iter().flat_map(|(_, model)| &model.places).filter_map(|place| match place {
+        Place::Hosts { hosts, .. } => Some(hosts),
+        Place::Gguf(_) | Place::Model(_) => None,
     });
+    let names = hosts.flatten().filter(|on| on.host.as_str() == host).map(|on| on.model.clone());
     let names: Vec<String> = names.collect();
     if names.is_empty() { vec![model.to_owned()] } else { names }
 }
@@ -125,15 +148,32 @@ async fn with_estimates(sarai: &Sarai) -> Result<MemoryUsage, Error> {
 }
 
 async fn hosts(sarai: &Sarai) -> BTreeMap<String, HostState> {
-    let states = sarai.hosts().iter().map(|(name, client)| async {
-        let state = match client.ps().await {
-            Ok(models) => HostState { reachable: true, error: None, models },
-            Err(error) => {
-                let error = sarai::core::failure::Failure::from(error).to_string();
-                HostState { reachable: false, error: Some(error), models: Vec::new() }
-            }
-        };
-        (name.to_string(), state)
+    let standing = sarai.pool().hosts();
+    let states = sarai.hosts().iter().map(|(name, client)| {
+        let places = standing.iter().flat_map(|(model, states)| {
+            let here = states.iter().filter(|state| state.host == client.served_by());
+            here.map(|state| HostPlace { model: model.to_string(), state: state.clone() })
+        });
+        let places: Vec<HostPlace> = places.collect();
+        async move {
+            let ollama = sarai.ollamas().get(name);
+            let told = match ollama {
+                Some(ollama) => ollama.ps().await.map(|models| (models, Vec::new())),
+                None => client.has().await.map(|has| (Vec::new(), has)),
+            };
+            let error = told.as_ref().err().map(|error| sarai::core::failure::Failure::new(error.kind(), error.to_string()).to_string());
+            let (models, has) = told.unwrap_or_default();
+            let state = HostState {
+                kind: if ollama.is_some() { HostKind::Ollama } else { HostKind::Openai },
+                reachable: error.is_none(),
+                error,
+                max_bytes: ollama.and_then(|ollama| ollama.limit()),
+                models,
+                has,
+                places,
+            };
+            (name.to_string(), state)
+        }
     });
     futures::future::join_all(states).await.into_iter().collect()
 }
@@ -223,14 +263,26 @@ pub(super) fn totals(usage: &MemoryUsage) -> String {
 fn hosts_text(hosts: &BTreeMap<String, HostState>) -> String {
     let mut text = String::new();
     for (name, state) in hosts {
+        let held: Bytes = state.models.iter().map(|model| Bytes(model.size)).sum();
+        let limit = state.max_bytes.map(|limit| format!(" {held} of {limit}")).unwrap_or_default();
         text += &match &state.error {
             Some(error) => format!("\nhost {name}: {error}\n"),
-            None if state.models.is_empty() => format!("\nhost {name}: no model loaded\n"),
-            None => format!("\nhost {name}:\n"),
+            None if !state.has.is_empty() => format!("\nhost {name}: has {}\n", state.has.join(", ")),
+            None if state.models.is_empty() => format!("\nhost {name}:{limit} no model loaded\n"),
+            None => format!("\nhost {name}:{limit}\n"),
         };
         for model in &state.models {
             let until = model.expires_at.as_deref().unwrap_or("?");
             text += &format!("  {}  {}  until {until}\n", model.name, Bytes(model.size));
+        }
+        for HostPlace { model, state } in &state.places {
+            let failed = state.failure.as_deref().map(|failure| format!(": {failure}")).unwrap_or_default();
+            text += &format!(
+                "  for {model}: {} of {} requests, breaker {}{failed}\n",
+                state.in_flight,
+                state.parallel,
+                state.breaker.as_str()
+            );
         }
     }
     text

@@ -33,7 +33,9 @@ impl Session {
         let resolved = read(common, &path)?;
         // Before the pool, which registers its metrics at its start.
         serve_metrics(&resolved.config, output);
-        Self::start(resolved, output)
+        let session = Self::start(resolved, output)?;
+        session.sarai.watch_hosts(&session.config);
+        Ok(session)
     }
 
     pub(super) fn start(resolved: Resolved, output: &Output) -> Result<Self, Failure> {
@@ -49,7 +51,7 @@ impl Session {
 
     /// Gives all memory back.
     pub(super) async fn close(self) {
-        self.sarai.pool().shutdown(GRACE).await;
+        self.sarai.shutdown(GRACE).await;
     }
 }
 

@@ -4,7 +4,7 @@
 use sarai_core::request::{Tool, ToolCall};
 use serde_json::{Map, Value};
 
-use super::text::overlap;
+use crate::text::overlap;
 
 /// How a model writes its calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,44 +1,38 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use async_trait::async_trait;
+use futures::StreamExt;
+use sarai_core::backend::ServedBy;
 use sarai_core::config::HostConfig;
-use sarai_core::request::{Constraint, Embeddings, GenerateRequest, Prompt, TokenStream, Truncate};
-use sarai_core::units::HostName;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use sarai_core::request::{Constraint, Embeddings, GenerateRequest, Prompt, Truncate};
+use sarai_core::units::{Bytes, HostName};
+use serde::de::IgnoredAny;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::stream::{self, Deadlines};
+use super::residency::Residency;
+use super::room::{Coming, Room, Running};
+use super::stream;
 use super::wire::{
-    EmbedAnswer, EmbedRequest, ErrorBody, HostModel, Options, Processes, ResidencyRequest, TextRequest,
-    Version,
+    EmbedAnswer, EmbedRequest, ErrorBody, HostModel, Options, Processes, ResidencyRequest, Tags, TextRequest,
+    Version, WireMessage,
 };
 use crate::Error;
 use crate::error::Stage;
+use crate::remote::{Deadlines, Deltas, HostApi, Http, Lines};
 
-/// The most of an error's body that is read.
-const LONGEST_ERROR: usize = 64 << 10;
-/// The most of an answer that is no stream.
-const LONGEST_ANSWER: usize = 256 << 20;
-/// How long an error's body is waited for.
-const EXPLANATION: Duration = Duration::from_secs(1);
-/// How long small questions (ps, version) may take.
-const QUICK: Duration = Duration::from_secs(5);
 /// How long an unload may take until the host confirms it. Ollama itself waits up to 5 s for memory to come back.
 const UNLOAD: Duration = Duration::from_secs(15);
 const UNLOAD_POLL: Duration = Duration::from_millis(100);
 
-/// A remote Ollama, over its native HTTP API. One per host: it keeps the connections and counts the requests.
+/// A remote Ollama, over its native HTTP API. One per host: it counts the requests.
 #[derive(Debug)]
 pub struct Client {
-    host: HostName,
-    base: Url,
-    config: HostConfig,
-    http: reqwest::Client,
-    /// Ollama queues without bound, so the bound is here.
-    running: Arc<Semaphore>,
+    http: Http,
+    places: Arc<Semaphore>,
+    residency: Residency,
+    room: Room,
 }
 
 impl Client {
@@ -47,34 +41,22 @@ impl Client {
     /// # Errors
     /// The URL is not one of `http://` or `https://`, or the system's certificates cannot be read.
     pub fn new(host: HostName, config: &HostConfig) -> Result<Self, Error> {
-        let bad = |reason: String| Error::BadUrl { host: host.clone(), reason };
-        let base = Url::parse(&config.url).map_err(|error| bad(error.to_string()))?;
-        if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
-            return Err(bad("it must be http:// or https:// and name a host".to_owned()));
-        }
-        // The first caller's provider is as good as ours.
-        let _there_already = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .connect_timeout(config.connect_timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("sarai/", env!("CARGO_PKG_VERSION")))
-            .no_proxy()
-            .build()
-            .map_err(|source| Error::HttpClient { host: host.clone(), source })?;
-        let running = Arc::new(Semaphore::new(config.parallel.max(1)));
-        Ok(Self { host, base, config: config.clone(), http, running })
+        let error_text = |body: &[u8]| Some(serde_json::from_slice::<ErrorBody>(body).ok()?.error);
+        let places = Arc::new(Semaphore::new(config.parallel.max(1)));
+        let http = Http::new(host, config, error_text)?;
+        Ok(Self { http, places, residency: Residency::default(), room: Room::new(config.max_ram) })
     }
 
     /// The host's name.
     #[must_use]
     pub fn host(&self) -> &HostName {
-        &self.host
+        self.http.host()
     }
 
-    /// Requests that may run on the host at once.
+    /// Whether the host is this machine.
     #[must_use]
-    pub fn parallel(&self) -> usize {
-        self.config.parallel
+    pub fn is_here(&self) -> bool {
+        self.http.is_loopback()
     }
 
     /// The host's version. Says that it lives, not that it can load a model.
@@ -85,7 +67,7 @@ impl Client {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn version(&self) -> Result<String, Error> {
-        let answer: Version = self.quick("api/version").await?;
+        let answer: Version = self.http.quick("api/version").await?;
         Ok(answer.version)
     }
 
@@ -97,7 +79,9 @@ impl Client {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn ps(&self) -> Result<Vec<HostModel>, Error> {
-        let answer: Processes = self.quick("api/ps").await?;
+        let answer: Processes = self.http.quick("api/ps").await?;
+        let names = answer.models.iter().map(|model| with_tag(&model.name));
+        self.residency.listed(names, self.http.config().keep_alive);
         Ok(answer.models)
     }
 
@@ -109,16 +93,18 @@ impl Client {
     /// # Cancel safety
     /// Cancel safe: the host gives the load up.
     pub async fn preload(&self, model: &str, n_ctx: Option<u32>) -> Result<(), Error> {
-        let deadlines = self.deadlines();
-        let _running = self.turn(&deadlines).await?;
+        let deadlines = self.http.deadlines(false);
         let body = ResidencyRequest {
             model,
             keep_alive: self.keep_alive(),
             stream: false,
             options: Options::context(n_ctx),
         };
-        let response = self.post("api/generate", &body, &deadlines).await?;
-        self.body::<serde::de::IgnoredAny>(response, &deadlines).await.map(drop)
+        let _admitted = self.admit(model, &deadlines).await?;
+        let response = self.http.post("api/generate", &body, &deadlines).await?;
+        self.http.body::<IgnoredAny>(response, &deadlines).await?;
+        self.used(model);
+        Ok(())
     }
 
     /// Has the host free a model's memory, and waits until it has. Its file stays. A model that is not loaded is fine.
@@ -131,8 +117,8 @@ impl Client {
     pub async fn unload(&self, model: &str) -> Result<(), Error> {
         let deadlines = Deadlines::within(UNLOAD);
         let body = ResidencyRequest { model, keep_alive: 0, stream: false, options: Options::context(None) };
-        let response = self.post("api/generate", &body, &deadlines).await?;
-        self.body::<serde::de::IgnoredAny>(response, &deadlines).await?;
+        let response = self.http.post("api/generate", &body, &deadlines).await?;
+        self.http.body::<IgnoredAny>(response, &deadlines).await?;
         let wanted = with_tag(model);
         loop {
             match self.ps().await {
@@ -142,37 +128,101 @@ impl Client {
                 Err(error) => return Err(error),
             }
             if Instant::now() >= deadlines.total {
-                return Err(Error::Deadline { host: self.host.clone(), stage: Stage::Unload, limit: UNLOAD });
+                return Err(Error::Deadline {
+                    host: self.host().clone(),
+                    stage: Stage::Unload,
+                    limit: UNLOAD,
+                });
             }
             tokio::time::sleep(UNLOAD_POLL).await;
         }
     }
 
-    /// Continues a prompt: a conversation through the model's template on the host, or a text as it is.
+    /// What the host may hold, where it has a limit.
+    #[must_use]
+    pub fn limit(&self) -> Option<Bytes> {
+        self.room.limit()
+    }
+
+    /// These models, by their names there, are not unloaded to keep the host below its limit.
+    pub fn keep(&self, models: impl IntoIterator<Item = String>) {
+        self.room.keep(models);
+    }
+
+    /// Looks at what the host holds, and has it unload the least recently used of its idle models until it is below its
+    /// limit, each confirmed. Returns what it holds then.
     ///
     /// # Errors
-    /// Anything that goes wrong before the host begins to answer; later failures come in the stream.
+    /// The host cannot be reached or does not confirm an unload, or all that is left is in use or kept
+    /// ([`Error::HostFull`]).
     ///
     /// # Cancel safety
-    /// Cancel safe: dropping the future or the stream closes the connection, which is how the host is told.
-    pub async fn generate(
+    /// Cancel safe: an unload that has begun goes on.
+    pub async fn tidy(&self) -> Result<Bytes, Error> {
+        self.room.tidy(self).await
+    }
+
+    /// The size of a model's file, by the name that the host lists it under.
+    pub(super) async fn size_on_disk(&self, name: &str) -> Result<Option<Bytes>, Error> {
+        let tags: Tags = self.http.quick("api/tags").await?;
+        Ok(tags.models.into_iter().find(|tag| with_tag(&tag.name) == name).map(|tag| Bytes(tag.size)))
+    }
+
+    /// Makes room on a host with a limit, unless it surely holds the model.
+    async fn admit(&self, model: &str, deadlines: &Deadlines) -> Result<(Running, Option<Coming>), Error> {
+        let running = self.room.running(model);
+        if self.room.limit().is_none() || self.resident(model) == Some(true) {
+            return Ok((running, None));
+        }
+        let room = tokio::time::timeout_at(deadlines.until_first(), self.room.before_load(self, model));
+        let coming = room.await.map_err(|_| self.http.late(Stage::Queue, deadlines))??;
+        Ok((running, coming))
+    }
+
+    /// In whole seconds. Rounded up: zero would mean to unload the model after the request.
+    fn keep_alive(&self) -> u64 {
+        let keep_alive = self.http.config().keep_alive;
+        u64::try_from(keep_alive.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
+    }
+
+    fn used(&self, model: &str) {
+        self.residency.used(with_tag(model), self.http.config().keep_alive);
+    }
+
+    fn deadlines(&self, model: &str) -> Deadlines {
+        self.http.deadlines(self.resident(model) == Some(true))
+    }
+}
+
+#[async_trait]
+impl HostApi for Client {
+    fn name(&self) -> &HostName {
+        self.host()
+    }
+
+    fn served_by(&self) -> ServedBy {
+        ServedBy::OllamaHttp(self.host().clone())
+    }
+
+    fn places(&self) -> &Arc<Semaphore> {
+        &self.places
+    }
+
+    fn parallel(&self) -> usize {
+        self.http.config().parallel.max(1)
+    }
+
+    fn resident(&self, model: &str) -> Option<bool> {
+        self.residency.of(&with_tag(model))
+    }
+
+    async fn generate(
         &self,
         model: &str,
         n_ctx: Option<u32>,
         request: &GenerateRequest,
-    ) -> Result<TokenStream, Error> {
-        // To the host, a request without a prompt is one to load the model.
-        if matches!(&request.prompt, Prompt::Chat(messages) if messages.is_empty())
-            || matches!(&request.prompt, Prompt::Raw(text) if text.is_empty())
-        {
-            return Err(Error::EmptyPrompt);
-        }
-        if let Some(what) = request.contradiction() {
-            return Err(Error::Contradiction { what });
-        }
-        if !request.logit_bias.is_empty() {
-            return Err(Error::Contradiction { what: "an Ollama takes no logit biases" });
-        }
+    ) -> Result<Deltas, Error> {
+        check(request)?;
         let format = match &request.constraint {
             Some(Constraint::JsonSchema(schema)) => Some(schema),
             Some(Constraint::Grammar(_)) => {
@@ -180,11 +230,18 @@ impl Client {
             }
             None => None,
         };
-        let deadlines = self.deadlines();
-        let running = self.turn(&deadlines).await?;
+        let deadlines = self.deadlines(model);
+        let said = request.prefill.as_ref().map_or("", |prefill| prefill.text.as_str());
+        let raw: String;
         let (path, messages, prompt) = match &request.prompt {
-            Prompt::Chat(messages) => ("api/chat", Some(messages.iter().map(Into::into).collect()), None),
-            Prompt::Raw(text) => ("api/generate", None, Some(text.as_str())),
+            Prompt::Chat(messages) => {
+                let said = (!said.is_empty()).then(|| WireMessage::said(said));
+                ("api/chat", Some(messages.iter().map(Into::into).chain(said).collect()), None)
+            }
+            Prompt::Raw(text) => {
+                raw = format!("{text}{said}");
+                ("api/generate", None, Some(raw.as_str()))
+            }
         };
         let mut body = TextRequest {
             model,
@@ -198,33 +255,25 @@ impl Client {
             truncate: request.truncate == Truncate::Oldest,
             shift: false,
             keep_alive: self.keep_alive(),
-            options: Options::sampling(n_ctx, &request.sampling),
+            options: Options::sampling(n_ctx, request),
         };
-        let response = match self.post(path, &body, &deadlines).await {
+        let (running, coming) = self.admit(model, &deadlines).await?;
+        let response = match self.http.post(path, &body, &deadlines).await {
             Err(Error::Status { status: 400, message, .. }) if message.contains("thinking") => {
                 body.think = None;
-                self.post(path, &body, &deadlines).await?
+                self.http.post(path, &body, &deadlines).await?
             }
             other => other?,
         };
-        Ok(stream::tokens(self.host.clone(), response, deadlines, running))
+        // It sends nothing before its first token.
+        self.used(model);
+        drop(coming);
+        let tokens = stream::tokens(Lines::new(self.host().clone(), response, deadlines));
+        Ok(tokens.inspect(move |_| _ = &running).boxed())
     }
 
-    /// Embeds texts; each vector is brought to length 1.
-    ///
-    /// # Errors
-    /// The host cannot be reached, does not have the model, refuses a text, or answers with another number of vectors.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub async fn embed(
-        &self,
-        model: &str,
-        n_ctx: Option<u32>,
-        texts: &[String],
-    ) -> Result<Embeddings, Error> {
-        let deadlines = self.deadlines();
-        let _running = self.turn(&deadlines).await?;
+    async fn embed(&self, model: &str, n_ctx: Option<u32>, texts: &[String]) -> Result<Embeddings, Error> {
+        let deadlines = self.deadlines(model);
         let body = EmbedRequest {
             model,
             input: texts,
@@ -232,110 +281,59 @@ impl Client {
             keep_alive: self.keep_alive(),
             options: Options::context(n_ctx),
         };
-        let response = self.post("api/embed", &body, &deadlines).await.map_err(crashed)?;
-        let answer: EmbedAnswer = self.body(response, &deadlines).await?;
+        let _admitted = self.admit(model, &deadlines).await?;
+        let response = self.http.post("api/embed", &body, &deadlines).await.map_err(crashed)?;
+        let answer: EmbedAnswer = self.http.body(response, &deadlines).await?;
         if answer.embeddings.len() != texts.len() {
             let what = format!("{} vectors for {} texts", answer.embeddings.len(), texts.len());
-            return Err(self.not_ollama(what));
+            return Err(self.http.unexpected(what));
         }
+        self.used(model);
         Ok(Embeddings::normalised(answer.embeddings, answer.prompt_eval_count))
     }
 
-    /// In whole seconds. Rounded up: zero would mean to unload the model after the request.
-    fn keep_alive(&self) -> u64 {
-        u64::try_from(self.config.keep_alive.as_millis().div_ceil(1000)).unwrap_or(u64::MAX)
+    async fn unload(&self, model: &str) -> Result<bool, Error> {
+        Self::unload(self, model).await?;
+        self.residency.gone(&with_tag(model));
+        Ok(true)
     }
 
-    fn deadlines(&self) -> Deadlines {
-        let now = Instant::now();
-        Deadlines {
-            first: now + self.config.first_token_timeout,
-            stall: self.config.stall_timeout,
-            total: now + self.config.total_timeout,
-            limits: (self.config.first_token_timeout, self.config.total_timeout),
-        }
+    async fn has(&self) -> Result<Vec<String>, Error> {
+        let answer: Tags = self.http.quick("api/tags").await?;
+        Ok(answer.models.into_iter().map(|model| model.name).collect())
     }
 
-    /// Waits for one of the host's places; that time counts as time to the first token.
-    async fn turn(&self, deadlines: &Deadlines) -> Result<OwnedSemaphorePermit, Error> {
-        let place = Arc::clone(&self.running).acquire_owned();
-        match tokio::time::timeout_at(deadlines.until_first(), place).await {
-            Ok(Ok(permit)) => Ok(permit),
-            // Never closed: only the deadline is left.
-            Ok(Err(_)) | Err(_) => Err(self.late(Stage::Queue, deadlines)),
-        }
+    fn how_to_get(&self, model: &str) -> String {
+        format!("`ollama pull {model}` on that host gets it")
     }
+}
 
-    async fn quick<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        let deadlines = Deadlines::within(QUICK);
-        let response = self.send(|| self.request(Method::GET, path), &deadlines).await?;
-        self.body(response, &deadlines).await
+/// What an Ollama would take for something else, or leave out without a word.
+fn check(request: &GenerateRequest) -> Result<(), Error> {
+    // To the host, a request without a prompt is one to load the model.
+    let empty = match &request.prompt {
+        Prompt::Chat(messages) => messages.is_empty(),
+        Prompt::Raw(text) => text.is_empty(),
+    };
+    if empty {
+        return Err(Error::EmptyPrompt);
     }
-
-    async fn post(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-        deadlines: &Deadlines,
-    ) -> Result<Response, Error> {
-        self.send(|| self.request(Method::POST, path).json(body), deadlines).await
+    if let Some(what) = request.contradiction() {
+        return Err(Error::Contradiction { what });
     }
-
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let mut url = self.base.clone();
-        url.set_path(&format!("{}/{path}", self.base.path().trim_end_matches('/')));
-        self.http.request(method, url)
+    if !request.logit_bias.is_empty() {
+        return Err(Error::Contradiction { what: "an Ollama takes no logit biases" });
     }
-
-    /// Sends until the host has begun to answer with success. A failure to connect is tried again at once, as often as
-    /// configured: nothing has been asked yet.
-    async fn send(
-        &self,
-        request: impl Fn() -> RequestBuilder,
-        deadlines: &Deadlines,
-    ) -> Result<Response, Error> {
-        let mut retries = self.config.retries;
-        loop {
-            let sent = tokio::time::timeout_at(deadlines.until_first(), request().send()).await;
-            match sent.map_err(|_| self.late(Stage::FirstToken, deadlines))? {
-                Ok(response) if response.status() == StatusCode::OK => return Ok(response),
-                Ok(response) => return Err(self.status_error(response, deadlines).await),
-                Err(error) if error.is_connect() && retries > 0 => retries -= 1,
-                Err(source) => return Err(Error::from_reqwest(&self.host, &self.base, source)),
-            }
-        }
+    if request.prefill.is_some() && request.constraint.is_some() {
+        let what = "an Ollama cannot go on with an answer that has to have a form";
+        return Err(Error::Contradiction { what });
     }
-
-    async fn status_error(&self, response: Response, deadlines: &Deadlines) -> Error {
-        let status = response.status().as_u16();
-        // The status is what counts, also where its explanation is late or lost on the way.
-        let soon = Deadlines { total: deadlines.total.min(Instant::now() + EXPLANATION), ..*deadlines };
-        let body = stream::collect(&self.host, response, &soon, LONGEST_ERROR).await.unwrap_or_default();
-        let message = match serde_json::from_slice::<ErrorBody>(&body) {
-            Ok(body) => body.error,
-            Err(_) => first_line(&String::from_utf8_lossy(&body)),
-        };
-        Error::Status { host: self.host.clone(), status, message }
-    }
-
-    async fn body<T: DeserializeOwned>(&self, response: Response, deadlines: &Deadlines) -> Result<T, Error> {
-        let body = stream::collect(&self.host, response, deadlines, LONGEST_ANSWER).await?;
-        serde_json::from_slice(&body)
-            .map_err(|_| self.not_ollama(first_line(&String::from_utf8_lossy(&body))))
-    }
-
-    fn not_ollama(&self, what: String) -> Error {
-        Error::NotOllama { host: self.host.clone(), what }
-    }
-
-    fn late(&self, stage: Stage, deadlines: &Deadlines) -> Error {
-        Error::Deadline { host: self.host.clone(), stage, limit: deadlines.limits.0.min(deadlines.limits.1) }
-    }
+    Ok(())
 }
 
 /// The name as the host lists it: with the tag that it takes where none is said, without the suffix that asks for a
 /// local model. A colon before the last slash is a registry's port.
-fn with_tag(model: &str) -> String {
+pub(super) fn with_tag(model: &str) -> String {
     let model = model.strip_suffix(":local").unwrap_or(model);
     let name = model.rsplit('/').next().unwrap_or(model);
     if name.contains(':') { model.to_owned() } else { format!("{model}:latest") }
@@ -344,17 +342,13 @@ fn with_tag(model: &str) -> String {
 /// `/api/embed` answers 400 also where its runner has failed.
 fn crashed(error: Error) -> Error {
     match error {
-        Error::Status { host, status: 400, message }
+        Error::Status { host, status: 400, message, .. }
             if ["terminated", "unexpectedly", "out of memory"].iter().any(|sign| message.contains(sign)) =>
         {
             Error::HostReported { host, message }
         }
         other => other,
     }
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! The shapes of Ollama's native API, as far as it is used. Unknown fields are ignored, missing numbers tolerated.
 
-use sarai_core::request::{Message, Sampling, Tool, ToolCall};
+use sarai_core::request::{GenerateRequest, Message, Role, Tool, ToolCall};
 use serde::{Deserialize, Serialize};
+
+use crate::remote::{count, size};
 
 /// `/api/chat` or `/api/generate`.
 #[derive(Clone, Debug, Serialize)]
@@ -50,6 +52,13 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
             tool_calls: message.tool_calls.iter().map(|call| WireCall { function: call }).collect(),
             tool_name: message.tool_name.as_deref(),
         }
+    }
+}
+
+impl<'a> WireMessage<'a> {
+    /// The beginning of an answer, as the last message: the model goes on with it.
+    pub(super) fn said(text: &'a str) -> Self {
+        Self { role: Role::Assistant.as_str(), content: text, tool_calls: Vec::new(), tool_name: None }
     }
 }
 
@@ -124,10 +133,12 @@ impl<'a> Options<'a> {
         Self { num_ctx, ..Self::default() }
     }
 
-    pub(super) fn sampling(num_ctx: Option<u32>, sampling: &'a Sampling) -> Self {
+    pub(super) fn sampling(num_ctx: Option<u32>, request: &'a GenerateRequest) -> Self {
+        let sampling = &request.sampling;
+        let said = request.prefill.as_ref().map_or(0, |prefill| prefill.tokens);
         Self {
             num_ctx,
-            num_predict: sampling.max_tokens,
+            num_predict: sampling.max_tokens.map(|most| most.saturating_sub(said)),
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
@@ -150,9 +161,12 @@ pub(super) struct Line {
     #[serde(default)]
     pub(super) done: bool,
     pub(super) done_reason: Option<String>,
+    #[serde(default, deserialize_with = "count")]
     pub(super) prompt_eval_count: Option<u32>,
+    #[serde(default, deserialize_with = "count")]
     pub(super) eval_count: Option<u32>,
     /// Nanoseconds.
+    #[serde(default, deserialize_with = "count")]
     pub(super) eval_duration: Option<u64>,
 }
 
@@ -178,12 +192,27 @@ pub(super) struct ErrorBody {
 #[derive(Debug, Deserialize)]
 pub(super) struct EmbedAnswer {
     pub(super) embeddings: Vec<Vec<f32>>,
+    #[serde(default, deserialize_with = "count")]
     pub(super) prompt_eval_count: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Version {
     pub(super) version: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Tags {
+    #[serde(default)]
+    pub(super) models: Vec<Tag>,
+}
+
+/// A model that a host has on disk.
+#[derive(Debug, Deserialize)]
+pub(super) struct Tag {
+    pub(super) name: String,
+    #[serde(default, deserialize_with = "size")]
+    pub(super) size: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -198,15 +227,15 @@ pub struct HostModel {
     /// Its name there, with its tag.
     pub name: String,
     /// Bytes it holds there, as the host says.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "size")]
     pub size: u64,
     /// Bytes of these on a GPU.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "size")]
     pub size_vram: u64,
     /// When the host will drop it, as it says.
     #[serde(default)]
     pub expires_at: Option<String>,
     /// Its context length in tokens.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "count")]
     pub context_length: Option<u32>,
 }

@@ -28,8 +28,9 @@ pub(super) fn config(
     let at_hosts = at.key("hosts");
     let raw_hosts = check.read(&at_hosts, raw.hosts).unwrap_or_default();
     let at_models = at.key("models");
-    if raw.models.is_absent() || raw.models.given().is_some_and(BTreeMap::is_empty) {
-        check.problem(&at_models, "missing: a configuration needs at least one model");
+    let no_model = raw.models.is_absent() || raw.models.given().is_some_and(BTreeMap::is_empty);
+    if no_model && raw_hosts.is_empty() {
+        check.problem(&at_models, "missing: a configuration needs at least one model, or a host to look at");
     }
     let raw_models = check.read(&at_models, raw.models).unwrap_or_default();
     let scope = Scope::new(&raw_hosts, &raw_models, memory.strategy);

@@ -9,9 +9,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::answer::OnStreamFailure;
 use crate::request::{Capability, Sampling};
 use crate::scheduler::Eviction;
-use crate::units::{Bytes, HostName, ModelName, PipelineName, StepId};
+use crate::units::{ApiKey, Bytes, HostName, ModelName, PipelineName, StepId};
 
 /// A whole, checked configuration.
 #[derive(Clone, Debug)]
@@ -34,17 +35,36 @@ pub struct Config {
     pub pipelines: BTreeMap<PipelineName, PipelineConfig>,
 }
 
-/// A remote Ollama.
+/// The protocol that a host speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HostKind {
+    /// Ollama's own.
+    #[default]
+    Ollama,
+    /// OpenAI's: llama-server, vLLM, LiteLLM, LM Studio, another sarai.
+    Openai,
+}
+
+/// A remote host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostConfig {
+    /// The protocol it speaks.
+    pub kind: HostKind,
     /// Base address, `http://` or `https://`, without a path.
     pub url: String,
-    /// What its models may take of its memory together. Noted for whoever watches hosts; nothing acts on it yet.
+    /// The key that it is sent, where it wants one.
+    pub api_key: Option<ApiKey>,
+    /// What its models may take of its memory together; of an Ollama alone.
     pub max_ram: Option<Bytes>,
+    /// How often an Ollama's models are looked at; `None` leaves it alone.
+    pub watch_interval: Option<Duration>,
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
-    /// How long the first token may take, the host's own queue and load included.
+    /// How long the first token may take, the host's own queue included.
     pub first_token_timeout: Duration,
+    /// How much longer it may take where the host does not surely hold the model, and may have to load it.
+    pub load_timeout: Duration,
     /// How long the stream may pause between tokens.
     pub stall_timeout: Duration,
     /// How long a whole answer may take.
@@ -55,6 +75,8 @@ pub struct HostConfig {
     pub parallel: usize,
     /// How long the host is asked to keep a model after a request.
     pub keep_alive: Duration,
+    /// Whether a host that speaks OpenAI's protocol goes on with a last message of the assistant's.
+    pub continues: bool,
 }
 
 /// A logical model: one name, and one or more places that can serve it.
@@ -68,6 +90,10 @@ pub struct ModelConfig {
     pub places: Vec<Place>,
     /// Unloaded after this long without a request; `None` keeps it until its memory is needed.
     pub ttl: Option<Duration>,
+    /// What becomes of an answer whose place fails in the middle.
+    pub on_stream_failure: OnStreamFailure,
+    /// When a host has said nothing for this long, the next place is made ready.
+    pub hedge_after: Option<Duration>,
 }
 
 /// A place that can serve a model.
@@ -75,17 +101,26 @@ pub struct ModelConfig {
 pub enum Place {
     /// A GGUF file in this process.
     Gguf(GgufConfig),
-    /// A model of a remote Ollama.
-    Ollama {
-        /// The host.
-        host: HostName,
-        /// The model's name there.
-        model: String,
+    /// A model on remote hosts of one kind; one of them is chosen for each request.
+    Hosts {
+        /// The protocol of all of them.
+        kind: HostKind,
+        /// The hosts in order of preference; never empty.
+        hosts: Vec<OnHost>,
         /// The context length to ask for; `None` leaves it to the host.
         n_ctx: Option<u32>,
     },
     /// Another logical model, with all its own places. Never the first place.
     Model(ModelName),
+}
+
+/// A model on a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnHost {
+    /// The host.
+    pub host: HostName,
+    /// The model's name there.
+    pub model: String,
 }
 
 /// A GGUF file and how to load it.
@@ -276,6 +311,8 @@ pub struct MemoryConfig {
     pub monitor_interval: Duration,
     /// Whether the budget holds for all of the user's processes together that say so.
     pub shared: bool,
+    /// Whether the models that were loaded at a shutdown are loaded again at the next start.
+    pub restore: bool,
 }
 
 /// How much memory models may hold together.

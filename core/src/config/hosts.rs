@@ -1,19 +1,19 @@
 //! `hosts:`, and the host that models use when they name none.
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use super::at::At;
 use super::build::named;
 use super::check::Check;
-use super::domain::HostConfig;
+use super::domain::{HostConfig, HostKind};
 use super::field::Field;
 use super::limits::{is_size, positive};
-use super::raw::{HostKind, RawHost};
+use super::raw::RawHost;
 use super::sources::Source;
 use super::values::Span;
-use crate::units::{Bytes, HostName};
+use crate::units::{ApiKey, Bytes, HostName};
 
 /// A host that is not there does not come back within more tries than these; they follow each other at once.
 const MOST_RETRIES: u32 = 10;
@@ -74,11 +74,23 @@ fn host(
     common: &Common,
     check: &mut Check<'_>,
 ) -> Option<HostConfig> {
-    let at_kind = at.key("kind");
-    if check.setting(&at_kind, raw.kind, HostKind::Ollama) == HostKind::Openai {
-        check.problem(&at_kind, "openai is not supported yet; use kind: ollama");
+    let kind = check.setting(&at.key("kind"), raw.kind, HostKind::default());
+    let ollama = kind == HostKind::Ollama;
+    for (key, given) in [
+        ("max_ram_gb", !raw.max_ram_gb.is_absent()),
+        ("watch", !raw.watch.is_absent()),
+        ("watch_interval", !raw.watch_interval.is_absent()),
+        ("keep_alive", !raw.keep_alive.is_absent()),
+    ] {
+        if given && !ollama {
+            check.warn(&at.key(key), "no effect: the protocol of kind openai has no word for it");
+        }
     }
-    let url = url(raw.url, implicit, &at.key("url"), check);
+    if ollama && !raw.continues.is_absent() {
+        check.warn(&at.key("continues"), "no effect: a host of kind ollama always does");
+    }
+    let url = url(raw.url, implicit, kind, &at.key("url"), check);
+    let api_key = api_key(raw.api_key_env, &at.key("api_key_env"), check);
 
     let at_ram = at.key("max_ram_gb");
     let max_ram_gb = check.optional(&at_ram, raw.max_ram_gb);
@@ -87,9 +99,20 @@ fn host(
     let parallel = check.setting(&at_parallel, raw.parallel, 1);
     check.require(&at_parallel, (1..=MOST_PARALLEL).contains(&parallel), "must be from 1 to 1000");
 
+    let here = url.as_deref().is_some_and(is_loopback);
+    let watch = check.setting(&at.key("watch"), raw.watch, ollama && (max_ram_gb.is_some() || here));
+    let interval =
+        positive(raw.watch_interval, &at.key("watch_interval"), Span::seconds(30), check);
+    check.require(
+        &at.key("watch"),
+        watch || max_ram_gb.is_none() || !ollama,
+        "a host that is not watched cannot have max_ram_gb: leave one of them out",
+    );
+
     let (first_token_timeout, total_timeout) =
         timeouts(raw.first_token_timeout, raw.total_timeout, common.timeout.as_ref(), at, check);
     let connect_timeout = positive(raw.connect_timeout, &at.key("connect_timeout"), Span::seconds(1), check);
+    let load_timeout = positive(raw.load_timeout, &at.key("load_timeout"), Span::seconds(180), check);
     let stall_timeout = positive(raw.stall_timeout, &at.key("stall_timeout"), Span::seconds(30), check);
     let at_retries = at.key("retries");
     check.require(&at_retries, raw.retries.given().is_none_or(|n| *n <= MOST_RETRIES), "must be 10 or less");
@@ -97,16 +120,48 @@ fn host(
     let Span(keep_alive) = check.setting(&at.key("keep_alive"), raw.keep_alive, Span::seconds(300));
     // Only now: a host without an address has its other keys checked too.
     Some(HostConfig {
+        kind,
         url: url?,
-        max_ram: max_ram_gb.map(Bytes::from_gb),
+        api_key,
+        max_ram: max_ram_gb.filter(|_| ollama).map(Bytes::from_gb),
+        watch_interval: (watch && ollama).then_some(interval),
         connect_timeout,
         first_token_timeout,
+        load_timeout,
         stall_timeout,
         total_timeout,
         retries,
         parallel,
         keep_alive,
+        continues: check.setting(&at.key("continues"), raw.continues, ollama),
     })
+}
+
+/// The key in the variable that is named. A variable that is not set is a problem: without its key the host would refuse
+/// every request.
+fn api_key(name: Field<String>, at: &At<'_>, check: &mut Check<'_>) -> Option<ApiKey> {
+    let name = check.read(at, name)?;
+    check.require(at, !name.trim().is_empty(), "must be the name of a variable");
+    let Some((key, variable)) = check.env.get(name.trim()) else {
+        check.problem(at, format!("the variable {name} is not set, neither in the environment nor in .env"));
+        return None;
+    };
+    let key = key.trim();
+    if !key.chars().all(|c| c.is_ascii_graphic()) {
+        check.problem(at, format!("the key in {name} has characters that no HTTP header can have"));
+        return None;
+    }
+    // The variable's name is no secret, what it holds is.
+    check.note(at, &name, Source::Variable(variable));
+    Some(ApiKey::new(key.to_owned()))
+}
+
+/// Whether an address that was found good is this machine's own.
+fn is_loopback(url: &str) -> bool {
+    let authority = url.split_once("://").map_or(url, |(_, authority)| authority);
+    let host = split_port(authority).map_or(authority, |(host, _)| host);
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback() || address.is_unspecified())
 }
 
 /// The timeouts for the first token and for the whole. A first token's that is not given never exceeds the whole's.
@@ -128,7 +183,13 @@ fn timeouts(
 }
 
 /// The host's address. The implicit host has one even where the file gives none.
-fn url(field: Field<String>, implicit: bool, at: &At<'_>, check: &mut Check<'_>) -> Option<String> {
+fn url(
+    field: Field<String>,
+    implicit: bool,
+    kind: HostKind,
+    at: &At<'_>,
+    check: &mut Check<'_>,
+) -> Option<String> {
     let missing = field.is_absent();
     if missing && !implicit {
         check.problem(at, "missing: the host's address, such as http://127.0.0.1:11434");
@@ -151,7 +212,10 @@ fn url(field: Field<String>, implicit: bool, at: &At<'_>, check: &mut Check<'_>)
         };
     }
     let given = check.read(at, field)?;
-    match base_url(&given) {
+    let given = given.trim().trim_end_matches('/');
+    // Where other programs write it so.
+    let given = if kind == HostKind::Openai { given.strip_suffix("/v1").unwrap_or(given) } else { given };
+    match base_url(given) {
         Ok(url) => {
             check.note(at, &url, check.source(at));
             Some(url)

@@ -48,6 +48,7 @@ pub(super) fn memory(
             check,
         ),
         shared: check.setting(&at.key("shared"), raw.shared, false),
+        restore: check.setting(&at.key("restore"), raw.restore, false),
     }
 }
 

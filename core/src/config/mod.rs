@@ -24,8 +24,8 @@ mod tree;
 mod values;
 
 pub use domain::{
-    Budget, Class, Config, Context, GgufConfig, HostConfig, InputKind, KvCacheType, MemoryConfig,
-    MetricsConfig, ModelConfig, ModelRole, PipelineConfig, Place, QueueConfig, RouterConfig, RouterKind,
+    Budget, Class, Config, Context, GgufConfig, HostConfig, HostKind, InputKind, KvCacheType, MemoryConfig,
+    MetricsConfig, ModelConfig, ModelRole, OnHost, PipelineConfig, Place, QueueConfig, RouterConfig, RouterKind,
     SessionsConfig, StepAction, StepConfig, Strategy, Weights,
 };
 pub use resolved::{Resolved, Setting};

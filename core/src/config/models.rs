@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::at::At;
 use super::build::named;
 use super::check::{Check, did_you_mean};
-use super::domain::{Class, ModelConfig, ModelRole, Place, RouterConfig, Strategy};
+use super::domain::{Class, HostKind, ModelConfig, ModelRole, Place, RouterConfig, Strategy};
 use super::field::Field;
 use super::hosts::IMPLICIT;
 use super::places::{self, Switch};
 use super::raw::{RawHost, RawModel, RawRouterKind};
 use super::router;
 use super::values::Span;
+use crate::answer::OnStreamFailure;
 use crate::units::ModelName;
 
 /// The models of a configuration, and its router.
@@ -24,7 +25,7 @@ pub(super) struct Models {
 /// What can be referred to, whether or not it has problems of its own.
 #[derive(Debug)]
 pub(super) struct Scope {
-    pub(super) hosts: BTreeSet<String>,
+    pub(super) hosts: BTreeMap<String, HostKind>,
     pub(super) models: BTreeMap<String, Known>,
     pub(super) strategy: Strategy,
 }
@@ -51,7 +52,7 @@ pub(super) fn models(
     let mut models = Models::default();
     let mut router_name = None;
     for (name, mut raw, at) in named::<ModelName, RawModel>(raw, at, check) {
-        if matches!(name.as_str(), places::GGUF | places::OLLAMA) {
+        if matches!(name.as_str(), places::GGUF | places::OLLAMA | places::OPENAI) {
             check.problem(&at, "a model cannot have the name of a backend");
         }
         let role = check.setting(&at.key("role"), std::mem::take(&mut raw.role), ModelRole::default());
@@ -79,7 +80,7 @@ impl Models {
         let places = self.by_name.values().flat_map(|model| &model.places);
         places
             .into_iter()
-            .any(|place| matches!(place, Place::Ollama { host, .. } if host.as_str() == IMPLICIT))
+            .any(|place| matches!(place, Place::Hosts { hosts, .. } if hosts.iter().any(|on| on.host.as_str() == IMPLICIT)))
     }
 }
 
@@ -90,7 +91,7 @@ impl Scope {
         strategy: Strategy,
     ) -> Self {
         Self {
-            hosts: hosts.keys().cloned().collect(),
+            hosts: hosts.iter().map(|(name, raw)| (name.clone(), kind_of(raw))).collect(),
             models: models.iter().map(|(name, raw)| (name.clone(), Known::of(raw))).collect(),
             strategy,
         }
@@ -168,8 +169,30 @@ fn model(
     if ttl.is_some() && class == Class::Resident {
         check.warn(&at_ttl, "no effect: a resident model stays loaded");
     }
+    let at_failure = at.key("on_stream_failure");
+    let on_stream_failure =
+        check.setting(&at_failure, std::mem::take(&mut raw.on_stream_failure), OnStreamFailure::default());
+    let at_hedge = at.key("hedge_after");
+    let hedge_after = check.optional(&at_hedge, std::mem::take(&mut raw.hedge_after));
     let places = places::places(name, role, raw, at, (scope, switch), check);
-    (!places.is_empty()).then(|| ModelConfig { role, class, places, ttl: ttl.map(|Span(ttl)| ttl) })
+    if let [_] = places.as_slice()
+        && hedge_after.is_some()
+    {
+        check.warn(&at_hedge, "no effect: there is no other place to make ready");
+    }
+    (!places.is_empty()).then(|| ModelConfig {
+        role,
+        class,
+        places,
+        ttl: ttl.map(|Span(ttl)| ttl),
+        on_stream_failure,
+        hedge_after: hedge_after.map(|Span(after)| after),
+    })
+}
+
+/// A host's kind; one with a problem of its own is taken for the default.
+fn kind_of(host: &Field<RawHost>) -> HostKind {
+    host.given().and_then(|host| host.kind.given()).copied().unwrap_or_default()
 }
 
 /// The class, by default that of the role.
@@ -226,7 +249,7 @@ fn follow<'m>(
     for place in models.get(name).into_iter().flat_map(|model| &model.places) {
         match place {
             Place::Model(next) => follow(next, models, chain, done, found),
-            Place::Gguf(_) | Place::Ollama { .. } => {}
+            Place::Gguf(_) | Place::Hosts { .. } => {}
         }
     }
     chain.pop();

@@ -5,20 +5,25 @@ use std::path::{Component, Path, PathBuf};
 
 use super::at::At;
 use super::check::{Check, did_you_mean};
-use super::domain::{Context, GgufConfig, KvCacheType, ModelRole, Place, Strategy, Weights};
+use super::domain::{
+    Context, GgufConfig, HostKind, KvCacheType, ModelRole, OnHost, Place, Strategy, Weights,
+};
 use super::field::Field;
 use super::hosts::IMPLICIT;
 use super::models::Scope;
 use super::raw::{RawBackend, RawModel};
 use super::sources::Source;
-use super::values::{Names, RawContext};
-use crate::units::{HostName, ModelName};
+use super::values::{HostModels, Names, RawContext};
+use crate::units::ModelName;
 
 /// The name of [`RawBackend::GgufNative`] among fallbacks.
 pub(super) const GGUF: &str = "gguf_native";
 
 /// The name of [`RawBackend::OllamaHttp`] among fallbacks.
 pub(super) const OLLAMA: &str = "ollama_http";
+
+/// The name of [`RawBackend::OpenaiHttp`] among fallbacks.
+pub(super) const OPENAI: &str = "openai_http";
 
 /// The model that SOLAR_MODEL_NAME and SOLAR_PREFER_HTTP speak of.
 const SOLAR: &str = "solar";
@@ -54,12 +59,14 @@ pub(super) fn places(
     check: &mut Check<'_>,
 ) -> Vec<Place> {
     let choices = choices(&raw, role, name, at, scope, check);
-    let on_host = choices.contains(&Choice::Ollama);
+    let kinds: Vec<HostKind> = choices.iter().filter_map(Choice::host_kind).collect();
+    let on_host = !kinds.is_empty();
     let from_file = choices.contains(&Choice::Gguf);
     note_unused(&raw, (on_host, from_file), at, check);
 
     let context = context(raw.context, &at.key("context"), check);
-    let hosts = on_host.then(|| OnHosts::read(name, raw.host, raw.host_model, at, scope, check));
+    let hosts =
+        on_host.then(|| OnHosts::read(name, raw.host, raw.host_model, &kinds, at, (scope, check)));
     let at_mmproj = at.key("mmproj");
     let mmproj = check.optional(&at_mmproj, raw.mmproj);
     check.require(&at_mmproj, mmproj.is_none_or(|path| !path.trim().is_empty()), "must not be empty");
@@ -77,7 +84,7 @@ pub(super) fn places(
     for choice in &choices {
         match choice {
             Choice::Gguf => places.extend(gguf.clone().map(Place::Gguf)),
-            Choice::Ollama => places.extend(hosts.iter().flat_map(|hosts| hosts.places(context))),
+            Choice::Hosts(kind) => places.extend(hosts.iter().filter_map(|hosts| hosts.place(*kind, context))),
             Choice::Model(model) => places.push(Place::Model(model.clone())),
         }
     }
@@ -105,8 +112,17 @@ pub(super) fn places(
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Choice {
     Gguf,
-    Ollama,
+    Hosts(HostKind),
     Model(ModelName),
+}
+
+impl Choice {
+    const fn host_kind(&self) -> Option<HostKind> {
+        match self {
+            Self::Hosts(kind) => Some(*kind),
+            Self::Gguf | Self::Model(_) => None,
+        }
+    }
 }
 
 fn choices(
@@ -119,12 +135,13 @@ fn choices(
 ) -> Vec<Choice> {
     let at_backend = at.key("backend");
     if raw.backend.is_absent() {
-        check.problem(&at_backend, format!("missing: write `backend: {GGUF}` or `backend: {OLLAMA}`"));
+        check.problem(&at_backend, format!("missing: write `backend: {GGUF}`, `backend: {OLLAMA}` or `backend: {OPENAI}`"));
     }
     let mut choices = Vec::new();
     choices.extend(check.optional(&at_backend, raw.backend.clone()).map(|backend| match backend {
         RawBackend::GgufNative => Choice::Gguf,
-        RawBackend::OllamaHttp => Choice::Ollama,
+        RawBackend::OllamaHttp => Choice::Hosts(HostKind::Ollama),
+        RawBackend::OpenaiHttp => Choice::Hosts(HostKind::Openai),
     }));
     let at_fallback = at.key("fallback");
     let fallback = check.optional(&at_fallback, raw.fallback.clone());
@@ -153,7 +170,8 @@ fn fallback_choice(
 ) -> Option<Choice> {
     match given {
         GGUF => return Some(Choice::Gguf),
-        OLLAMA => return Some(Choice::Ollama),
+        OLLAMA => return Some(Choice::Hosts(HostKind::Ollama)),
+        OPENAI => return Some(Choice::Hosts(HostKind::Openai)),
         _ => {}
     }
     if given == name.as_str() {
@@ -163,7 +181,7 @@ fn fallback_choice(
     if scope.models.contains_key(given) {
         return scope.model(given, role, at, check).map(Choice::Model);
     }
-    let known = [GGUF, OLLAMA].into_iter().chain(scope.models.keys().map(String::as_str));
+    let known = [GGUF, OLLAMA, OPENAI].into_iter().chain(scope.models.keys().map(String::as_str));
     let hint = did_you_mean(given, known);
     check.problem(at, format!("`{given}` is neither a backend nor a model{hint}"));
     None
@@ -191,66 +209,118 @@ fn note_unused(raw: &RawModel, (on_host, from_file): (bool, bool), at: &At<'_>, 
     }
 }
 
-/// The hosts of a model, and its name there.
+/// The hosts of a model, and its name on each.
 struct OnHosts {
-    hosts: Vec<HostName>,
-    model: String,
+    hosts: Vec<(HostKind, OnHost)>,
 }
 
 impl OnHosts {
     fn read(
         name: &ModelName,
         host: Field<Names>,
-        host_model: Field<String>,
+        host_model: Field<HostModels>,
+        kinds: &[HostKind],
         at: &At<'_>,
-        scope: &Scope,
-        check: &mut Check<'_>,
+        (scope, check): (&Scope, &mut Check<'_>),
     ) -> Self {
         let at_host = at.key("host");
-        if host.is_absent() && !scope.hosts.is_empty() && !scope.hosts.contains(IMPLICIT) {
+        let implicit = kinds.contains(&HostKind::Ollama);
+        if host.is_absent() && !implicit {
+            check.problem(&at_host, format!("missing: backend {OPENAI} needs a host of kind openai"));
+        } else if host.is_absent() && !scope.hosts.is_empty() && !scope.hosts.contains_key(IMPLICIT) {
             check.warn(
                 &at_host,
                 format!("names none of the hosts above, so it uses the host `{IMPLICIT}` of OLLAMA_BASE_URL"),
             );
         }
-        let names = check.setting(&at_host, host, Names::One(IMPLICIT.to_owned()));
-        let mut hosts: Vec<HostName> = Vec::new();
+        let names = match host.is_absent() && !implicit {
+            true => Names::Several(Vec::new()),
+            false => check.setting(&at_host, host, Names::One(IMPLICIT.to_owned())),
+        };
+        let models = Self::models(name, host_model, names.as_slice(), at, check);
+        let mut hosts: Vec<(HostKind, OnHost)> = Vec::new();
         for (index, given) in names.as_slice().iter().enumerate() {
             let at = match names {
                 Names::Several(_) => at_host.item(index),
                 Names::One(_) => at_host.clone(),
             };
-            match given.parse() {
-                Ok(host) if hosts.contains(&host) => {
-                    check.problem(&at, format!("host `{given}` is named twice"))
+            let kind = scope.hosts.get(given).copied().or_else(|| (given == IMPLICIT).then(HostKind::default));
+            match (given.parse(), kind) {
+                (Ok(host), Some(_)) if hosts.iter().any(|(_, on)| on.host == host) => {
+                    check.problem(&at, format!("host `{given}` is named twice"));
                 }
-                Ok(host) if given == IMPLICIT || scope.hosts.contains(given) => hosts.push(host),
-                Ok(_) | Err(_) => {
-                    let hint = did_you_mean(given, scope.hosts.iter().map(String::as_str));
+                (Ok(_), Some(kind)) if !kinds.contains(&kind) => {
+                    let (is, needs) = (kind_name(kind), backend_of(kind));
+                    check.problem(
+                        &at,
+                        format!("host `{given}` is of kind {is}, and neither backend nor fallback is {needs}"),
+                    );
+                }
+                (Ok(host), Some(kind)) => {
+                    let model = models.get(given).cloned().unwrap_or_else(|| name.to_string());
+                    hosts.push((kind, OnHost { host, model }));
+                }
+                (Ok(_) | Err(_), _) => {
+                    let hint = did_you_mean(given, scope.hosts.keys().map(String::as_str));
                     check.problem(&at, format!("unknown host `{given}`{hint}"));
                 }
             }
         }
-        check.require(&at_host, !names.as_slice().is_empty(), "names no host");
-
-        let at_model = at.key("host_model");
-        let variable = check.env.get("SOLAR_MODEL_NAME").filter(|_| name.as_str() == SOLAR);
-        let above = variable.map(|(model, variable)| (model.to_owned(), Source::Variable(variable)));
-        let model = check.layered(&at_model, host_model, above, name.to_string());
-        check.require(&at_model, !model.trim().is_empty(), "must not be empty");
-        Self { hosts, model }
+        check.require(&at_host, implicit || !names.as_slice().is_empty(), "names no host");
+        Self { hosts }
     }
 
-    fn places(&self, context: Context) -> impl Iterator<Item = Place> {
+    /// The model's name on each of the hosts.
+    fn models(
+        name: &ModelName,
+        field: Field<HostModels>,
+        hosts: &[String],
+        at: &At<'_>,
+        check: &mut Check<'_>,
+    ) -> BTreeMap<String, String> {
+        let at_model = at.key("host_model");
+        let variable = check.env.get("SOLAR_MODEL_NAME").filter(|_| name.as_str() == SOLAR);
+        let above =
+            variable.map(|(model, variable)| (HostModels::Same(model.to_owned()), Source::Variable(variable)));
+        let given = check.layered(&at_model, field, above, HostModels::Same(name.to_string()));
+        let models: BTreeMap<String, String> = match given {
+            HostModels::Same(model) => hosts.iter().map(|host| (host.clone(), model.clone())).collect(),
+            HostModels::ByHost(models) => {
+                for host in models.keys().filter(|host| !hosts.contains(host)) {
+                    let hint = did_you_mean(host, hosts.iter().map(String::as_str));
+                    check.problem(&at_model.key(host), format!("`{host}` is none of its hosts{hint}"));
+                }
+                models
+            }
+        };
+        let named = models.values().all(|model| !model.trim().is_empty());
+        check.require(&at_model, named, "must not be empty");
+        models
+    }
+
+    /// Those of one kind, as one place.
+    fn place(&self, kind: HostKind, context: Context) -> Option<Place> {
         let n_ctx = match context {
             Context::Fixed(tokens) => Some(tokens),
             Context::Auto { .. } => None,
         };
-        self.hosts.iter().map(move |host| Place::Ollama {
-            host: host.clone(),
-            model: self.model.clone(),
-            n_ctx,
-        })
+        let hosts = self.hosts.iter().filter(|(of, _)| *of == kind).map(|(_, on)| on.clone());
+        let hosts: Vec<OnHost> = hosts.collect();
+        (!hosts.is_empty()).then_some(Place::Hosts { kind, hosts, n_ctx })
+    }
+}
+
+const fn backend_of(kind: HostKind) -> &'static str {
+    match kind {
+        HostKind::Ollama => OLLAMA,
+        HostKind::Openai => OPENAI,
+    }
+}
+
+const fn kind_name(kind: HostKind) -> &'static str {
+    match kind {
+        HostKind::Ollama => "ollama",
+        HostKind::Openai => "openai",
     }
 }
 
@@ -354,7 +424,7 @@ fn lora(
 fn prefer(name: &ModelName, places: &mut [Place], switch: &Switch) -> Option<Source> {
     let (prefer_http, source) = switch.0.as_ref().filter(|_| name.as_str() == SOLAR)?;
     places.sort_by_key(|place| match place {
-        Place::Ollama { .. } => !prefer_http,
+        Place::Hosts { .. } => !prefer_http,
         Place::Gguf(_) => *prefer_http,
         Place::Model(_) => true,
     });
@@ -362,7 +432,7 @@ fn prefer(name: &ModelName, places: &mut [Place], switch: &Switch) -> Option<Sou
 }
 
 fn restrict(places: &mut Vec<Place>, strategy: Strategy) {
-    let is_host = |place: &Place| matches!(place, Place::Ollama { .. });
+    let is_host = |place: &Place| matches!(place, Place::Hosts { .. });
     match strategy {
         Strategy::HybridHttpGguf => {}
         Strategy::GgufOnly => places.retain(|place| !is_host(place)),
@@ -376,7 +446,10 @@ fn restrict(places: &mut Vec<Place>, strategy: Strategy) {
 fn shown(place: &Place) -> String {
     match place {
         Place::Gguf(_) => GGUF.to_owned(),
-        Place::Ollama { host, .. } => format!("{OLLAMA}:{host}"),
+        Place::Hosts { kind, hosts, .. } => {
+            let hosts: Vec<&str> = hosts.iter().map(|on| on.host.as_str()).collect();
+            format!("{}:{}", backend_of(*kind), hosts.join("|"))
+        }
         Place::Model(model) => model.to_string(),
     }
 }

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::domain::{Class, KvCacheType, ModelRole, Strategy, Weights};
+use super::domain::{Class, HostKind, KvCacheType, ModelRole, Strategy, Weights};
 use super::field::Field;
-use super::values::{Names, RawContext, Span};
+use super::values::{HostModels, Names, RawContext, Span};
+use crate::answer::OnStreamFailure;
 use crate::scheduler::Eviction;
 
 /// Language models on one machine: which there are, where they run, and how much memory they may take.
@@ -39,15 +40,26 @@ pub(super) struct RawConfig {
 pub(super) struct RawHost {
     /// The protocol it speaks. Default: ollama.
     pub(super) kind: Field<HostKind>,
-    /// Its address: http:// or https://, host, and port where it is not the protocol's own. No path, no user name.
+    /// Its address: http:// or https://, host, and port where it is not the protocol's own. No path, no user name; for kind
+    /// openai, /v1 at its end is left out.
     pub(super) url: Field<String>,
-    /// The memory that its models may take together there, in GB (10⁹ bytes). Noted; this version does not act on it.
+    /// The name of the variable that holds the key to send, in the environment or in .env. Default: no key is sent.
+    pub(super) api_key_env: Field<String>,
+    /// For kind ollama: the memory that its models may take together there, in GB (10⁹ bytes). Above it, the least recently
+    /// used of its idle models are unloaded, whoever loaded them. Default: no limit.
     #[schemars(range(min = 0))]
     pub(super) max_ram_gb: Field<f64>,
+    /// For kind ollama: whether what it holds is looked at now and then. Default: true where it has max_ram_gb or is this
+    /// machine.
+    pub(super) watch: Field<bool>,
+    /// How often. Default: 30s.
+    pub(super) watch_interval: Field<Span>,
     /// How long a connection may take to open. Default: 1s.
     pub(super) connect_timeout: Field<Span>,
-    /// How long the first token may take, the host's own queue and load included. Default: 2m.
+    /// How long the first token may take, the host's own queue included. Default: 2m.
     pub(super) first_token_timeout: Field<Span>,
+    /// How much longer it may take where the host may have to load the model first. Default: 3m.
+    pub(super) load_timeout: Field<Span>,
     /// How long the answer may pause between tokens. Default: 30s.
     pub(super) stall_timeout: Field<Span>,
     /// How long a whole answer may take. Default: 10m.
@@ -58,18 +70,11 @@ pub(super) struct RawHost {
     /// Requests that may run on it at once. Default: 1.
     #[schemars(range(min = 1, max = 1000))]
     pub(super) parallel: Field<usize>,
-    /// How long the host is asked to keep a model after a request. Default: 5m.
+    /// For kind ollama: how long the host is asked to keep a model after a request. Default: 5m.
     pub(super) keep_alive: Field<Span>,
-}
-
-/// The protocol of a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum HostKind {
-    /// Ollama's own.
-    Ollama,
-    /// Not supported yet.
-    Openai,
+    /// For kind openai: whether the host goes on with a last message of the assistant's, as llama-server and vLLM do. Then it
+    /// can take over an answer that another place has begun. Default: false.
+    pub(super) continues: Field<bool>,
 }
 
 /// A logical model: one name, and one or more places that can serve it.
@@ -85,11 +90,15 @@ pub(super) struct RawModel {
     pub(super) backend: Field<RawBackend>,
     /// Where it runs when its backend cannot: the other backend, another model, or a list of these in order.
     pub(super) fallback: Field<Names>,
-    /// The host of backend ollama_http, or a list of hosts in order. Default: a host `ollama` at OLLAMA_BASE_URL, or
-    /// at http://127.0.0.1:11434.
+    /// The host of backend ollama_http or openai_http, or a list of hosts in order; each request goes to the best of them.
+    /// Default for ollama_http: a host `ollama` at OLLAMA_BASE_URL, or at http://127.0.0.1:11434.
     pub(super) host: Field<Names>,
-    /// Its name on the host. Default: SOLAR_MODEL_NAME for the model `solar`, else the model's name here.
-    pub(super) host_model: Field<String>,
+    /// Its name on the hosts, or names by host. Default: SOLAR_MODEL_NAME for the model `solar`, else the model's name here.
+    pub(super) host_model: Field<HostModels>,
+    /// What becomes of an answer whose place fails in the middle: error, or continue on the next place. Default: error.
+    pub(super) on_stream_failure: Field<OnStreamFailure>,
+    /// When a host has said nothing for this long, the next place is made ready, as far as there is room. Default: never.
+    pub(super) hedge_after: Field<Span>,
     /// The GGUF file of backend gguf_native, relative to this file's folder, then to the working directory. Default:
     /// models/<name>.gguf.
     pub(super) path: Field<String>,
@@ -132,6 +141,8 @@ pub(super) struct RawModel {
 pub(super) enum RawBackend {
     /// On a remote Ollama.
     OllamaHttp,
+    /// On a host that speaks OpenAI's protocol.
+    OpenaiHttp,
     /// From a GGUF file, in this process.
     GgufNative,
 }
@@ -169,6 +180,9 @@ pub(super) struct RawMemory {
     /// Whether the budget is held together with all other processes of this user on this machine that say so, too.
     /// Default: false.
     pub(super) shared: Field<bool>,
+    /// Whether the models that were loaded when the program ended in order are loaded again at its next start, as far as
+    /// there is room. Default: false.
+    pub(super) restore: Field<bool>,
 }
 
 /// A budget by name.

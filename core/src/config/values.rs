@@ -1,6 +1,7 @@
 //! Values that the file writes in more than one way.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -103,6 +104,30 @@ impl<'de> Deserialize<'de> for Names {
             item.as_str().map(str::to_owned).ok_or_else(|| wrong(format!("{} in the list", shown(item))))
         };
         items.iter().map(name).collect::<Result<_, _>>().map(Self::Several)
+    }
+}
+
+/// A model's name on hosts: the same on all, or by host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum HostModels {
+    Same(String),
+    ByHost(BTreeMap<String, String>),
+}
+
+impl<'de> Deserialize<'de> for HostModels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        if let Some(name) = value.as_str() {
+            return Ok(Self::Same(name.to_owned()));
+        }
+        let wrong = |found: String| D::Error::custom(format!("found {found}, expected a name, or names by host"));
+        let Some(names) = value.as_mapping() else { return Err(wrong(shown(&value))) };
+        let entry = |(host, name): (&Value, &Value)| match (host.as_str(), name.as_str()) {
+            (Some(host), Some(name)) => Ok((host.to_owned(), name.to_owned())),
+            _ => Err(wrong(format!("{} among the names", shown(name)))),
+        };
+        names.iter().map(entry).collect::<Result<_, _>>().map(Self::ByHost)
     }
 }
 

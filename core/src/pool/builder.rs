@@ -12,6 +12,7 @@ use super::driver::Driver;
 use super::metrics::Metrics;
 use super::sharing::Sharing;
 use super::{Inner, ModelEntry, ModelPool, Shared, SlotEntry};
+use crate::answer::OnStreamFailure;
 use crate::backend::Backend;
 use crate::config::{Class, ConfigError, ModelRole};
 use crate::error::Error;
@@ -33,8 +34,29 @@ pub struct ModelSpec {
     pub class: Class,
     /// Unloaded after this long without a request.
     pub ttl: Option<Duration>,
+    /// What becomes of an answer whose place fails in the middle.
+    pub on_stream_failure: OnStreamFailure,
+    /// The next place is made ready when a host has said nothing for this long, as far as there is room; `None` waits until
+    /// it is needed.
+    pub hedge_after: Option<Duration>,
     /// Where it can run, first choice first.
     pub places: Vec<PlaceSpec>,
+}
+
+impl ModelSpec {
+    /// An LLM that is loaded on demand.
+    #[must_use]
+    pub fn new(name: ModelName, places: Vec<PlaceSpec>) -> Self {
+        Self {
+            name,
+            role: ModelRole::Llm,
+            class: Class::OnDemand,
+            ttl: None,
+            on_stream_failure: OnStreamFailure::default(),
+            hedge_after: None,
+            places,
+        }
+    }
 }
 
 /// A place where a model can run.
@@ -136,7 +158,14 @@ impl PoolBuilder {
                     ttl: model.ttl,
                 });
             }
-            let entry = ModelEntry { role: model.role, class: model.class, slots: own, chain: Vec::new() };
+            let entry = ModelEntry {
+                role: model.role,
+                class: model.class,
+                on_stream_failure: model.on_stream_failure,
+                hedge_after: model.hedge_after,
+                slots: own,
+                chain: Vec::new(),
+            };
             if models.insert(model.name.clone(), entry).is_some() {
                 return Err(problem(&model.name, "this model is there twice"));
             }

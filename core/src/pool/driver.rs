@@ -16,7 +16,7 @@ use super::Shared;
 use super::events::PoolEvent;
 use super::lease::{Lost, Returned, Wanted};
 use super::sharing::Sharing;
-use crate::backend::{LoadRequest, Model, Progress};
+use crate::backend::{HostChange, HostReport, LoadRequest, Model, Progress};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
 use crate::memory::{Estimate, Freed, SystemMemory};
@@ -42,6 +42,10 @@ pub(super) enum Command {
     },
     Budget {
         budget: Bytes,
+    },
+    Outside {
+        who: String,
+        bytes: Bytes,
     },
     Status {
         reply: oneshot::Sender<PoolStatus>,
@@ -76,6 +80,9 @@ pub(super) struct Driver {
     tasks: JoinSet<Ended>,
     monitor: Monitor,
     share: Option<Sharing>,
+    /// What other processes have of a shared budget, and what programs on this machine that count into it hold.
+    shared_out: Bytes,
+    outside: BTreeMap<String, Bytes>,
     loads: BTreeMap<SlotId, CancellationToken>,
     waiting: BTreeMap<RequestId, oneshot::Sender<Result<Granted, Error>>>,
     unloading: BTreeMap<RequestId, oneshot::Sender<Result<Bytes, Error>>>,
@@ -122,6 +129,8 @@ impl Driver {
             monitor: Monitor { interval: monitor_interval, next: Instant::now(), pressure },
             scheduler,
             share,
+            shared_out: Bytes::ZERO,
+            outside: BTreeMap::new(),
             shared,
             commands,
             returns,
@@ -179,9 +188,9 @@ impl Driver {
             Command::Request { reply, .. } if reply.is_closed() => {}
             Command::Request { id, slot, wanted, reply } => {
                 self.waiting.insert(id, reply);
-                let Wanted { capability, priority, deadline } = wanted;
+                let Wanted { capability, priority, deadline, spare } = wanted;
                 let deadline = Timestamp::new(deadline.saturating_duration_since(self.start));
-                self.handle(Event::Request { id, slot, ask: Ask { capability, priority, deadline } });
+                self.handle(Event::Request { id, slot, ask: Ask { capability, priority, deadline, spare } });
             }
             Command::Unload { id, slot, reply } => {
                 self.unloading.insert(id, reply);
@@ -193,6 +202,11 @@ impl Driver {
                 self.handle(Event::Budget { budget });
                 let status = self.scheduler.status(self.now());
                 self.shared.metrics.set_ledger(status.budget, status.limit, status.used, status.left);
+            }
+            Command::Outside { who, bytes } => {
+                if self.outside.insert(who, bytes) != Some(bytes) {
+                    self.handle(Event::Others { taken: self.taken() });
+                }
             }
             Command::Status { reply } => drop(reply.send(self.scheduler.status(self.now()))),
             Command::Plan { slots, sizes, reply } => {
@@ -219,8 +233,14 @@ impl Driver {
 
     fn look_at_others(&mut self) {
         if let Some(others) = self.share.as_mut().and_then(Sharing::look) {
-            self.handle(Event::Others { taken: others.taken() });
+            self.shared_out = others.taken();
+            self.handle(Event::Others { taken: self.taken() });
         }
+    }
+
+    /// What of the budget is others'.
+    fn taken(&self) -> Bytes {
+        self.shared_out + self.outside.values().copied().sum()
     }
 
     fn on_ended(&mut self, Ended { event, memory }: Ended) {
@@ -346,10 +366,11 @@ impl Driver {
 
     /// What to tell the scheduler where other processes leave no room for what it holds now, for a slot's sake.
     fn room_is_taken(&mut self, slot: SlotId) -> Option<Event> {
+        let outside: Bytes = self.outside.values().copied().sum();
         let share = self.share.as_mut()?;
         let (budget, used) = self.scheduler.budget_and_used();
-        let others = share.hold(used, budget).err()?;
-        Some(Event::Taken { slot, taken: others.taken() })
+        self.shared_out = share.hold(used, budget.saturating_sub(outside)).err()?.taken();
+        Some(Event::Taken { slot, taken: self.taken() })
     }
 
     fn estimate(&mut self, slot: SlotId, left: Bytes, taken: Bytes) {
@@ -368,7 +389,8 @@ impl Driver {
         self.loads.insert(slot, cancel.clone());
         let shared = Arc::clone(&self.shared);
         self.tasks.spawn(async move {
-            let request = LoadRequest { estimate, cancel, progress: shared.progress(slot) };
+            let (progress, hosts) = (shared.progress(slot), shared.host_report(slot));
+            let request = LoadRequest { estimate, cancel, progress, hosts };
             let result = no_panic(shared.slots[slot.0].backend.load(request)).await;
             let result = match result {
                 Ok(model) => {
@@ -455,6 +477,20 @@ impl Shared {
                 let model = shared.slots[slot.0].model.clone();
                 shared.emit(PoolEvent::LoadProgress { model, percent });
             }
+        })
+    }
+
+    /// Announces what becomes of a slot's hosts. What outlives the pool has nobody to tell.
+    fn host_report(self: &Arc<Self>, slot: SlotId) -> HostReport {
+        let shared = Arc::downgrade(self);
+        Arc::new(move |change: HostChange| {
+            let Some(shared) = shared.upgrade() else { return };
+            let model = shared.slots[slot.0].model.clone();
+            let HostChange { host, breaker, cause } = change;
+            let cause_text = cause.as_deref().unwrap_or("");
+            tracing::warn!(%model, %host, breaker = breaker.as_str(), cause = cause_text, "a host's breaker moved");
+            shared.metrics.on_breaker(&model, &host, breaker);
+            shared.emit(PoolEvent::Breaker { model, host, breaker, cause });
         })
     }
 

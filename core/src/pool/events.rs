@@ -6,7 +6,7 @@ use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
-use crate::backend::ServedBy;
+use crate::backend::{Breaker, ServedBy};
 use crate::scheduler::Change;
 use crate::units::ModelName;
 
@@ -33,6 +33,17 @@ pub enum PoolEvent {
         to: ServedBy,
         /// Why.
         reason: String,
+    },
+    /// A host is given up for a model for a while, or asked again.
+    Breaker {
+        /// The model.
+        model: ModelName,
+        /// The host.
+        host: ServedBy,
+        /// What holds from now on.
+        breaker: Breaker,
+        /// The failure that brought it about, if one did.
+        cause: Option<String>,
     },
     /// The reader was too slow and missed so many events.
     Missed(u64),

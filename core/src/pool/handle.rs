@@ -2,16 +2,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt;
-use tokio::time::Instant;
 
 use super::lease::Lease;
-use super::stream::Answering;
-use super::walk::Walk;
+use super::stream::{Answering, Continues, Started};
+use super::walk::{Attempt, Walk};
 use super::{Inner, ModelPool};
-use crate::answer::{AnswerStream, CallOptions, Models, Provenance};
+use crate::answer::{AnswerStream, CallOptions, Models, OnStreamFailure, Provenance};
 use crate::error::Error;
-use crate::failure::{Failure, FailureKind};
 use crate::request::{Capability, Embeddings, GenerateRequest, LabelScore};
 use crate::units::ModelName;
 
@@ -44,7 +41,7 @@ impl ModelHandle {
     /// Cancel safe.
     pub async fn lease(&self) -> Result<Lease, Error> {
         let (_, entry) = self.inner.entry(self.model.as_str())?;
-        self.walk(entry.role.capability(), CallOptions::default())?.lease().await
+        self.walk(entry.role.capability(), None, CallOptions::default())?.lease().await
     }
 
     /// Continues a prompt. Returns with the first text, or with the end of an empty answer, so that everything that
@@ -60,19 +57,14 @@ impl ModelHandle {
         request: GenerateRequest,
         options: CallOptions,
     ) -> Result<AnswerStream, Error> {
+        let (_, entry) = self.inner.entry(self.model.as_str())?;
         let metrics = self.inner.shared.metrics.of_model(&self.model);
-        let first_text = |lease: Lease| {
-            let (request, model, metrics) = (request.clone(), self.model.clone(), Arc::clone(&metrics));
-            async move {
-                let granted = Instant::now();
-                let mut tokens = lease.model().generate(request).await.map_err(|cause| lease.noted(cause))?;
-                let ended = || Failure::new(FailureKind::CutOff, "the stream ended before its first token");
-                let first = tokens.next().await.ok_or_else(ended)?.map_err(|cause| lease.noted(cause))?;
-                Ok(Answering::new(model, metrics, lease, tokens, first, granted))
-            }
-        };
-        let answering = self.walk(Capability::Generate, options)?.ask(first_text).await?;
-        Ok(Box::pin(answering))
+        let mut walk = self.walk(Capability::Generate, request.conversation(), options)?;
+        let started = walk.ask(|attempt| Started::at(attempt, request.clone())).await?;
+        let on_failure = options.on_stream_failure.unwrap_or(entry.on_stream_failure);
+        let continues = on_failure == OnStreamFailure::Continue && request.tools.is_empty();
+        let continues = continues.then(|| Continues::new(request, walk));
+        Ok(Box::pin(Answering::new(self.model.clone(), metrics, started, continues)))
     }
 
     /// Embeds texts; the vectors come in the texts' order, each of length 1.
@@ -87,14 +79,14 @@ impl ModelHandle {
         texts: Vec<String>,
         options: CallOptions,
     ) -> Result<(Embeddings, Provenance), Error> {
-        let embed = |lease: Lease| {
+        let embed = |Attempt { model, lease, provenance }| {
             let texts = texts.clone();
             async move {
-                let embeddings = lease.model().embed(texts).await.map_err(|cause| lease.noted(cause))?;
-                Ok((embeddings, lease.provenance().clone()))
+                let embeddings = model.embed(texts).await.map_err(|cause| lease.noted(cause))?;
+                Ok((embeddings, provenance))
             }
         };
-        self.walk(Capability::Embed, options)?.ask(embed).await
+        self.walk(Capability::Embed, None, options)?.ask(embed).await
     }
 
     /// Scores a text for the labels of the model's classification head, highest first.
@@ -109,14 +101,14 @@ impl ModelHandle {
         text: String,
         options: CallOptions,
     ) -> Result<(Vec<LabelScore>, Provenance), Error> {
-        let classify = |lease: Lease| {
+        let classify = |Attempt { model, lease, provenance }| {
             let text = text.clone();
             async move {
-                let scores = lease.model().classify(text).await.map_err(|cause| lease.noted(cause))?;
-                Ok((scores, lease.provenance().clone()))
+                let scores = model.classify(text).await.map_err(|cause| lease.noted(cause))?;
+                Ok((scores, provenance))
             }
         };
-        self.walk(Capability::Classify, options)?.ask(classify).await
+        self.walk(Capability::Classify, None, options)?.ask(classify).await
     }
 
     /// Scores each of `documents` for how well it answers `query`, from 0 to 1, in the documents' order.
@@ -132,19 +124,23 @@ impl ModelHandle {
         documents: Vec<String>,
         options: CallOptions,
     ) -> Result<(Vec<f32>, Provenance), Error> {
-        let rerank = |lease: Lease| {
+        let rerank = |Attempt { model, lease, provenance }| {
             let (query, documents) = (query.clone(), documents.clone());
             async move {
-                let scores =
-                    lease.model().rerank(query, documents).await.map_err(|cause| lease.noted(cause))?;
-                Ok((scores, lease.provenance().clone()))
+                let scores = model.rerank(query, documents).await.map_err(|cause| lease.noted(cause))?;
+                Ok((scores, provenance))
             }
         };
-        self.walk(Capability::Rerank, options)?.ask(rerank).await
+        self.walk(Capability::Rerank, None, options)?.ask(rerank).await
     }
 
-    fn walk(&self, capability: Capability, options: CallOptions) -> Result<Walk<'_>, Error> {
-        Walk::new(&self.inner, &self.model, capability, options)
+    fn walk(
+        &self,
+        capability: Capability,
+        conversation: Option<u64>,
+        options: CallOptions,
+    ) -> Result<Walk, Error> {
+        Walk::new(&self.inner, &self.model, capability, conversation, options)
     }
 }
 

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -56,6 +57,8 @@ pub(super) struct Wanted {
     pub(super) capability: Capability,
     pub(super) priority: Priority,
     pub(super) deadline: Instant,
+    /// Whom it takes no room from: models that were used within this time.
+    pub(super) spare: Option<Duration>,
 }
 
 impl Lease {

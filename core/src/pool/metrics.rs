@@ -8,7 +8,7 @@ use metrics::{
 };
 
 use super::SlotEntry;
-use crate::backend::ServedBy;
+use crate::backend::{Breaker, ServedBy};
 use crate::error::Error;
 use crate::failure::FailureKind;
 use crate::memory::{Estimate, Footprint, SystemMemory};
@@ -131,6 +131,12 @@ impl Metrics {
         counter!("sarai_rejections_total", "reason" => reason).increment(1);
     }
 
+    /// A host is given up for a model, or asked again.
+    pub(super) fn on_breaker(&self, model: &ModelName, host: &ServedBy, breaker: Breaker) {
+        gauge!("sarai_breaker_state", "model" => model.to_string(), "host" => host.to_string())
+            .set(breaker_number(breaker));
+    }
+
     pub(super) fn on_fallback(
         &self,
         model: &ModelName,
@@ -144,6 +150,15 @@ impl Metrics {
             "reason" => reason
         )
         .increment(1);
+    }
+}
+
+/// A breaker's state as a number.
+const fn breaker_number(breaker: Breaker) -> f64 {
+    match breaker {
+        Breaker::Closed => 0.0,
+        Breaker::HalfOpen => 1.0,
+        Breaker::Open => 2.0,
     }
 }
 
@@ -274,6 +289,10 @@ fn describe() {
         "sarai_unload_shortfall_bytes_total",
         Unit::Bytes,
         "What unloads did not give back, where that was more than a twentieth"
+    );
+    describe_gauge!(
+        "sarai_breaker_state",
+        "Whether a host is asked for a model: 0 closed (it is), 1 half open, 2 open (it is left alone)"
     );
     describe_histogram!("sarai_load_seconds", Unit::Seconds, "Duration of successful loads");
     describe_histogram!("sarai_ttft_seconds", Unit::Seconds, "From a ready model to the first text");

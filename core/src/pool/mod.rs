@@ -33,14 +33,15 @@ use dashmap::DashMap;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::backend::{Backend, Model, ServedBy};
+use crate::answer::{OnStreamFailure, Priority};
+use crate::backend::{Backend, HostState, Model, ServedBy};
 use crate::config::{Class, ModelRole};
 use crate::error::Error;
 use crate::memory::{Ledger, Probe};
 use crate::scheduler::{Limits, PoolStatus, RequestId, SlotId, SlotSpec};
 use crate::units::{Bytes, ModelName};
 use driver::Command;
-use lease::Returned;
+use lease::{Returned, Wanted};
 use metrics::Metrics;
 
 /// Several models behind one budget. A cheap clone; the pool ends when the last clone, handle and lease are gone, or
@@ -80,6 +81,8 @@ struct Shared {
 struct ModelEntry {
     role: ModelRole,
     class: Class,
+    on_stream_failure: OnStreamFailure,
+    hedge_after: Option<Duration>,
     /// Its own slots.
     slots: Vec<SlotId>,
     /// All slots that may serve it, in the order in which they are tried: its own, then those of other models.
@@ -129,6 +132,29 @@ impl ModelPool {
     /// Cancel safe, as [`ModelPool::get`].
     pub async fn load(&self, model: &str) -> Result<(), Error> {
         self.get(model).await.map(drop)
+    }
+
+    /// Loads the first of a model's places that takes memory of this process, passing over hosts.
+    ///
+    /// # Errors
+    /// The model is unknown, has no such place, or it cannot be made ready in time and budget.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as [`ModelPool::get`].
+    pub async fn load_local(&self, model: &str) -> Result<(), Error> {
+        let (name, entry) = self.inner.entry(model)?;
+        let local = |slot: &&SlotId| self.inner.shared.slots[slot.0].backend.hosts().is_none();
+        let capability = entry.role.capability();
+        let Some(slot) = entry.slots.iter().find(local) else {
+            return Err(Error::Unsupported { model: name.clone(), capability });
+        };
+        let wanted = Wanted {
+            capability,
+            priority: Priority::Background,
+            deadline: self.inner.deadline(None),
+            spare: None,
+        };
+        Lease::acquire(&self.inner, *slot, wanted).await.map(drop)
     }
 
     /// Loads all resident models and waits for them; gives each one's result. Where all of them do not fit the budget
@@ -200,9 +226,8 @@ impl ModelPool {
         for slot in &entry.slots {
             let backend = &self.inner.shared.slots[slot.0].backend;
             let served_by = backend.served_by();
-            match backend.unload_on_host().await {
-                Ok(true) => hosts.push(served_by),
-                Ok(false) => {}
+            match backend.unload_on_hosts().await {
+                Ok(freed) => hosts.extend(freed),
                 Err(cause) => return Err(Error::Request { model: name.clone(), served_by, cause }),
             }
         }
@@ -250,6 +275,18 @@ impl ModelPool {
         self.inner.send(Command::Budget { budget }).await
     }
 
+    /// Counts what a program on this machine holds into the budget, in place of what it held before: loads have that much less,
+    /// and idle models are evicted for it. For an Ollama on the same machine, say.
+    ///
+    /// # Errors
+    /// The pool is shutting down.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn set_outside(&self, who: &str, bytes: Bytes) -> Result<(), Error> {
+        self.inner.send(Command::Outside { who: who.to_owned(), bytes }).await
+    }
+
     /// The scheduler's view of this moment.
     ///
     /// # Errors
@@ -259,6 +296,13 @@ impl ModelPool {
     /// Cancel safe.
     pub async fn status(&self) -> Result<PoolStatus, Error> {
         self.inner.ask(|reply| Command::Status { reply }).await
+    }
+
+    /// How the hosts of each model stand; models without hosts are left out.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<(ModelName, Vec<HostState>)> {
+        let slots = self.inner.shared.slots.iter();
+        slots.filter_map(|slot| Some((slot.model.clone(), slot.backend.hosts()?.states()))).collect()
     }
 
     /// The pool's changes from now on.

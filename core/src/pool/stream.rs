@@ -1,17 +1,18 @@
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
 use tokio::time::Instant;
 
-use super::lease::Lease;
 use super::metrics::ModelMetrics;
-use crate::answer::{Answer, AnswerEvent, Provenance};
+use super::walk::{Attempt, Walk};
+use crate::answer::{Answer, AnswerEvent, Handover, Provenance};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
-use crate::request::{Completion, Delta, TokenStream};
+use crate::request::{Completion, Delta, GenerateRequest, Prefill, TokenStream, Truncate};
 use crate::units::ModelName;
 
 /// A model's answer on its way to the caller, with the lease it runs on and the figures of its way.
@@ -19,30 +20,82 @@ pub(super) struct Answering {
     model: ModelName,
     metrics: Arc<ModelMetrics>,
     provenance: Provenance,
-    /// Until the answer's end or its failure: then the place is free, whether or not the caller drops the stream.
-    running: Option<Running>,
+    state: State,
+    /// The way to the next place, where the answer goes on there when this one fails.
+    continues: Option<Continues>,
+    handovers: Vec<Handover>,
     first: Option<Delta>,
     granted: Instant,
     ttft: Option<Duration>,
     last_text: Option<Instant>,
 }
 
+/// Until the answer's end or its failure: then the place is free, whether or not the caller drops the stream.
+enum State {
+    Running(Running),
+    /// Looking for a place to go on at.
+    Resuming(BoxFuture<'static, Result<(Started, Continues), Error>>),
+    Over,
+}
+
 struct Running {
-    /// Dropped before the lease: the work stops, then the place is free.
+    /// Dropped before the attempt: the work stops, then the place is free.
     tokens: TokenStream,
-    lease: Lease,
+    attempt: Attempt,
+}
+
+/// An answer whose first delta has come.
+pub(super) struct Started {
+    running: Running,
+    first: Delta,
+    granted: Instant,
+}
+
+/// What it takes to go on with an answer elsewhere.
+pub(super) struct Continues {
+    request: GenerateRequest,
+    walk: Walk,
+    said: Prefill,
+}
+
+impl Started {
+    /// Puts the request to a place, and waits for what it says first.
+    pub(super) async fn at(attempt: Attempt, mut request: GenerateRequest) -> Result<Self, Failure> {
+        // A substitute may have a shorter context than the place that the request was made for. The answer says both.
+        if attempt.provenance.fallback_reason.is_some() {
+            request.truncate = Truncate::Oldest;
+        }
+        let granted = Instant::now();
+        let noted = |cause| attempt.lease.noted(cause);
+        let mut tokens = attempt.model.generate(request).await.map_err(noted)?;
+        let ended = || Failure::new(FailureKind::CutOff, "the stream ended before its first token");
+        let first = tokens.next().await.ok_or_else(ended)?.map_err(noted)?;
+        Ok(Self { running: Running { tokens, attempt }, first, granted })
+    }
+}
+
+impl Continues {
+    /// `walk` is the way that led to the place that answers.
+    pub(super) fn new(request: GenerateRequest, walk: Walk) -> Self {
+        let said = request.prefill.clone().unwrap_or(Prefill { text: String::new(), tokens: 0 });
+        Self { request, walk, said }
+    }
+
+    async fn elsewhere(mut self) -> Result<(Started, Self), Error> {
+        let request = self.request.clone().with_prefill(self.said.clone());
+        let started = self.walk.ask(|attempt| Started::at(attempt, request.clone())).await?;
+        Ok((started, self))
+    }
 }
 
 impl Answering {
-    /// An answer whose first delta has come already. `granted` is when the lease was had.
     pub(super) fn new(
         model: ModelName,
         metrics: Arc<ModelMetrics>,
-        lease: Lease,
-        tokens: TokenStream,
-        first: Delta,
-        granted: Instant,
+        started: Started,
+        continues: Option<Continues>,
     ) -> Self {
+        let Started { running, first, granted } = started;
         let ttft = matches!(first, Delta::Text(_)).then(|| granted.elapsed());
         if let Some(ttft) = ttft {
             metrics.ttft.record(ttft);
@@ -50,8 +103,10 @@ impl Answering {
         Self {
             model,
             metrics,
-            provenance: lease.provenance().clone(),
-            running: Some(Running { tokens, lease }),
+            provenance: running.attempt.provenance.clone(),
+            state: State::Running(running),
+            continues,
+            handovers: Vec::new(),
             first: Some(first),
             granted,
             ttft,
@@ -70,17 +125,21 @@ impl Answering {
                 if let Some(last) = self.last_text.replace(now) {
                     self.metrics.inter_token.record(now - last);
                 }
+                if let Some(continues) = &mut self.continues {
+                    continues.said.text.push_str(&text);
+                    continues.said.tokens = continues.said.tokens.saturating_add(1);
+                }
                 AnswerEvent::Text(text)
             }
             Delta::Done(completion) => {
-                self.running = None;
+                self.end();
                 self.metrics.on_done(&completion);
                 AnswerEvent::Done(self.answer(completion))
             }
         }
     }
 
-    fn answer(&self, completion: Completion) -> Answer {
+    fn answer(&mut self, completion: Completion) -> Answer {
         let speed = |(tokens, time): (u32, Duration)| f64::from(tokens) / time.as_secs_f64();
         let measured =
             completion.completion_tokens.zip(completion.decode_time).filter(|(_, time)| !time.is_zero());
@@ -95,15 +154,49 @@ impl Answering {
             tokens_per_second: measured.map(speed),
             tool_calls: completion.tool_calls,
             logprobs: completion.logprobs,
+            handovers: std::mem::take(&mut self.handovers),
         }
     }
 
-    fn on_failure(&mut self, mut cause: Failure) -> Error {
-        if let Some(running) = self.running.take() {
-            cause = running.lease.noted(cause);
+    /// The place failed: goes on elsewhere, where that was asked for and somebody else may do better.
+    fn on_failure(&mut self, cause: Failure) -> Result<(), Error> {
+        let cause = match std::mem::replace(&mut self.state, State::Over) {
+            State::Running(running) => running.attempt.lease.noted(cause),
+            State::Resuming(_) | State::Over => cause,
+        };
+        let by = self.provenance.served_by.clone();
+        let Some(mut continues) = self.continues.take().filter(|_| cause.kind.allows_fallback()) else {
+            self.end();
+            self.metrics.failures.increment(1);
+            return Err(Error::Request { model: self.model.clone(), served_by: by, cause });
+        };
+        self.handovers.push(Handover {
+            at: continues.said.text.chars().count(),
+            from: by.clone(),
+            // Until somebody goes on.
+            to: by.clone(),
+            reason: cause.to_string(),
+        });
+        continues.walk.resume(by, cause)?;
+        self.state = State::Resuming(continues.elsewhere().boxed());
+        Ok(())
+    }
+
+    fn on_resumed(&mut self, (started, continues): (Started, Continues)) {
+        let Started { running, first, .. } = started;
+        self.provenance = running.attempt.provenance.clone();
+        if let Some(handover) = self.handovers.last_mut() {
+            handover.to = self.provenance.served_by.clone();
         }
-        self.metrics.failures.increment(1);
-        Error::Request { model: self.model.clone(), served_by: self.provenance.served_by.clone(), cause }
+        self.first = Some(first);
+        self.state = State::Running(running);
+        self.continues = Some(continues);
+    }
+
+    /// Gives everything free.
+    fn end(&mut self) {
+        self.state = State::Over;
+        self.continues = None;
     }
 }
 
@@ -112,26 +205,41 @@ impl Stream for Answering {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let Some(running) = &mut this.running else { return Poll::Ready(None) };
-        let next = match this.first.take() {
-            Some(first) => Some(Ok(first)),
-            None => match running.tokens.poll_next_unpin(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(next) => next,
-            },
-        };
-        let next =
-            next.unwrap_or_else(|| Err(Failure::new(FailureKind::CutOff, "the stream ended before its end")));
-        Poll::Ready(Some(match next {
-            Ok(delta) => Ok(self.on_delta(delta)),
-            Err(cause) => Err(self.on_failure(cause)),
-        }))
+        loop {
+            let next = match &mut this.state {
+                State::Over => return Poll::Ready(None),
+                State::Resuming(resuming) => {
+                    match ready!(resuming.poll_unpin(cx)) {
+                        Ok(resumed) => this.on_resumed(resumed),
+                        Err(error) => {
+                            this.end();
+                            this.metrics.failures.increment(1);
+                            return Poll::Ready(Some(Err(error)));
+                        }
+                    }
+                    continue;
+                }
+                State::Running(running) => match this.first.take() {
+                    Some(first) => Some(Ok(first)),
+                    None => ready!(running.tokens.poll_next_unpin(cx)),
+                },
+            };
+            let cut_off = || Err(Failure::new(FailureKind::CutOff, "the stream ended before its end"));
+            match next.unwrap_or_else(cut_off) {
+                Ok(delta) => return Poll::Ready(Some(Ok(this.on_delta(delta)))),
+                Err(cause) => {
+                    if let Err(error) = this.on_failure(cause) {
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
+        }
     }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        if self.running.is_some() {
+        if !matches!(self.state, State::Over) {
             self.metrics.cancellations.increment(1);
         }
     }

@@ -131,7 +131,7 @@ impl Scheduler {
             return Decision::Wait;
         }
         // 9
-        let choice = self.victims(missing, waiting.slot, now);
+        let choice = self.victims_for(missing, waiting, now);
         if choice.sufficient {
             let freeing = self.gently(choice.victims, missing);
             room.coming += self.freed_by(&freeing);
@@ -145,7 +145,8 @@ impl Scheduler {
             let own: Vec<Freeing> = choice.victims.into_iter().map(Freeing::Evict).collect();
             self.wanted = need.bytes.saturating_sub(room.coming + self.freed_by(&own));
         }
-        if !resident && self.has_waited_long(waiting.slot, now) {
+        let guess = self.queue.spare(waiting.slot).is_some();
+        if !resident && !guess && self.has_waited_long(waiting.slot, now) {
             room.bytes_kept |= missing.bytes > Bytes::ZERO;
             room.llms_kept |= missing.llms > 0;
         }
@@ -400,6 +401,18 @@ impl Scheduler {
         self.victims_among(need, Some(wanted), now, |slot, leases| leases == 0 && !self.stays(slot, now))
     }
 
+    /// The same for one who waits. All that wait for the slot have to spare a model for it to be spared.
+    fn victims_for(&self, need: Need, waiting: &Waiting, now: Timestamp) -> Choice {
+        let spare = self.queue.spare(waiting.slot);
+        let spared = |slot: SlotId| match self.slots[slot.0].state {
+            State::Ready { idle_since, .. } => spare.is_some_and(|spare| now.since(idle_since) < spare),
+            _ => false,
+        };
+        self.victims_among(need, Some(waiting.slot), now, |slot, leases| {
+            leases == 0 && !self.stays(slot, now) && !spared(slot)
+        })
+    }
+
     /// Whether a model was pushed about and has only just come back.
     fn stays(&self, slot: SlotId, now: Timestamp) -> bool {
         self.limits.eviction == Eviction::CostAware
@@ -448,7 +461,10 @@ impl Scheduler {
     fn draining(&self, order: &[Waiting], now: Timestamp) -> Option<Draining> {
         let (position, waiting, estimate) = order.iter().enumerate().find_map(|(position, waiting)| {
             match &self.slots[waiting.slot.0].state {
-                State::Sized { estimate, .. } if self.has_waited_long(waiting.slot, now) => {
+                State::Sized { estimate, .. }
+                    if self.has_waited_long(waiting.slot, now)
+                        && self.queue.spare(waiting.slot).is_none() =>
+                {
                     Some((position, waiting, estimate))
                 }
                 _ => None,

@@ -114,6 +114,8 @@ pub struct Ask {
     pub priority: Priority,
     /// When it gives up waiting.
     pub deadline: Timestamp,
+    /// Models that were used within this time are no victims for it: it is only a guess at what may be wanted.
+    pub spare: Option<Duration>,
 }
 
 /// What happened.

@@ -45,6 +45,12 @@ impl Queue {
         self.waiting.iter().filter(|waiting| waiting.slot == slot).count()
     }
 
+    /// What all that wait for a slot spare; none where one of them spares nobody, or nobody waits.
+    pub(super) fn spare(&self, slot: SlotId) -> Option<Duration> {
+        let spares = self.waiting.iter().filter(|waiting| waiting.slot == slot).map(|waiting| waiting.ask.spare);
+        spares.min().flatten()
+    }
+
     pub(super) fn take_all(&mut self, slot: SlotId) -> Vec<Waiting> {
         self.waiting.extract_if(.., |waiting| waiting.slot == slot).collect()
     }

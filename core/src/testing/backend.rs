@@ -1,11 +1,11 @@
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 
-use crate::backend::{Backend, LoadRequest, Model, ServedBy};
+use crate::backend::{Asked, Backend, Host, HostState, Hosts, LoadRequest, Model, ServedBy};
 use crate::failure::{Failure, FailureKind};
 use crate::memory::{Estimate, Footprint, Freed};
 use crate::request::{
@@ -35,6 +35,9 @@ struct State {
     /// Bytes of the size that a context of [`N_CTX`] tokens takes.
     context: AtomicU64,
     n_ctx: AtomicU32,
+    /// Whether it is a host.
+    remote: AtomicBool,
+    asked: Mutex<Vec<GenerateRequest>>,
 }
 
 /// The context's length at load.
@@ -93,6 +96,8 @@ impl FakeBackend {
                 told_available: AtomicU64::new(0),
                 context: AtomicU64::new(0),
                 n_ctx: AtomicU32::new(N_CTX),
+                remote: AtomicBool::new(false),
+                asked: Mutex::default(),
             }),
         }
     }
@@ -101,6 +106,15 @@ impl FakeBackend {
     #[must_use]
     pub fn local(file: &str, size: u64) -> Self {
         Self::new(ServedBy::GgufNative(file.into()), Bytes(size))
+    }
+
+    /// A model on a host of this name.
+    #[must_use]
+    pub fn remote(host: &str) -> Self {
+        let name = host.parse().expect("a test names hosts as hosts are named");
+        let backend = Self::new(ServedBy::OllamaHttp(name), Bytes::ZERO);
+        backend.state.remote.store(true, Ordering::SeqCst);
+        backend
     }
 
     /// So much of its size is its context's, which can become half as long.
@@ -187,6 +201,12 @@ impl FakeBackend {
         self.state.requests.load(Ordering::SeqCst)
     }
 
+    /// The requests for text that reached it.
+    #[must_use]
+    pub fn asked(&self) -> Vec<GenerateRequest> {
+        self.state.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What was said to be available when its size was last asked for.
     #[must_use]
     pub fn told_available(&self) -> Bytes {
@@ -211,6 +231,10 @@ impl Backend for FakeBackend {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::of(&[Capability::Generate, Capability::Embed])
+    }
+
+    fn hosts(&self) -> Option<&dyn Hosts> {
+        self.state.remote.load(Ordering::SeqCst).then_some(self)
     }
 
     async fn estimate(&self, available: Bytes) -> Result<Estimate, Failure> {
@@ -264,9 +288,13 @@ impl Model for FakeBackend {
         Ok(())
     }
 
-    async fn generate(&self, _request: GenerateRequest) -> Result<TokenStream, Failure> {
+    async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, Failure> {
         self.state.requests.fetch_add(1, Ordering::SeqCst);
-        let script = self.script();
+        self.state.asked.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+        let mut script = self.script();
+        if let Some(prefill) = &request.prefill {
+            script.says = after(&script.says, &prefill.text);
+        }
         if let (true, Some(kind)) = (script.says.is_empty(), script.fails) {
             return Err(scripted(kind));
         }
@@ -299,6 +327,30 @@ impl Model for FakeBackend {
         self.state.loaded.fetch_sub(1, Ordering::SeqCst);
         None
     }
+}
+
+#[async_trait]
+impl Hosts for FakeBackend {
+    async fn next(&self, asked: Asked<'_>) -> Result<Option<Host>, Failure> {
+        let served_by = self.state.served_by.clone();
+        let left = !asked.failed.contains(&served_by);
+        Ok(left.then(|| Host { served_by, model: Arc::new(self.clone()) }))
+    }
+
+    fn states(&self) -> Vec<HostState> {
+        Vec::new()
+    }
+}
+
+/// The pieces without what was said before.
+fn after(pieces: &[String], said: &str) -> Vec<String> {
+    let mut skip = said.len();
+    let left = pieces.iter().filter_map(|piece| {
+        let skipped = skip.min(piece.len());
+        skip -= skipped;
+        (skipped < piece.len()).then(|| piece[skipped..].to_owned())
+    });
+    left.collect()
 }
 
 /// Counts a stream for as long as it lives.

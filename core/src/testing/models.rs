@@ -119,6 +119,7 @@ impl Models for FakeModels {
             tokens_per_second: None,
             tool_calls: Vec::new(),
             logprobs: None,
+            handovers: Vec::new(),
         };
         let running = Arc::clone(&self.running);
         let text = futures::stream::iter(pieces).then(move |piece| {

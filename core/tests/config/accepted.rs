@@ -1,12 +1,13 @@
 use std::time::Duration;
 
+use sarai_core::answer::OnStreamFailure;
 use sarai_core::config::{
-    Budget, Class, Context, GgufConfig, KvCacheType, ModelRole, Place, RouterKind, StepAction, Strategy,
+    Budget, Class, Context, GgufConfig, HostKind, KvCacheType, ModelRole, OnHost, Place, RouterKind, StepAction, Strategy,
     Weights,
 };
 use sarai_core::units::Bytes;
 
-use super::{MODELS, accepted, model};
+use super::{MODELS, accepted, accepted_in, env, model};
 
 const SEED: &str = r#"
 models:
@@ -53,7 +54,12 @@ fn gguf(path: &str) -> Place {
 }
 
 fn ollama(host: &str, model: &str) -> Place {
-    Place::Ollama { host: host.parse().expect("a name"), model: model.to_owned(), n_ctx: None }
+    let hosts = vec![on(host, model)];
+    Place::Hosts { kind: HostKind::Ollama, hosts, n_ctx: None }
+}
+
+fn on(host: &str, model: &str) -> OnHost {
+    OnHost { host: host.parse().expect("a name"), model: model.to_owned() }
 }
 
 #[test]
@@ -126,15 +132,58 @@ models:
   small: {backend: gguf_native, context: {max: 500}}
 ",
     );
-    let at =
-        |host: &str| Place::Ollama { host: host.parse().unwrap(), model: "big".into(), n_ctx: Some(4096) };
+    let hosts = vec![on("two", "big"), on("one", "big")];
     let places = &model(&resolved, "expert").places;
-    assert_eq!(places[..2], [at("two"), at("one")]);
-    assert!(matches!(&places[2], Place::Gguf(file) if file.context == Context::Fixed(4096)), "{places:?}");
-    assert_eq!(places[3], Place::Model("small".parse().unwrap()));
+    assert_eq!(places[0], Place::Hosts { kind: HostKind::Ollama, hosts, n_ctx: Some(4096) });
+    assert!(matches!(&places[1], Place::Gguf(file) if file.context == Context::Fixed(4096)), "{places:?}");
+    assert_eq!(places[2], Place::Model("small".parse().unwrap()));
     assert_eq!(resolved.config.hosts[&"two".parse().unwrap()].url, "http://two:2");
     let Place::Gguf(small) = &model(&resolved, "small").places[0] else { panic!() };
     assert_eq!(small.context, Context::Auto { min: 500, max: 500 }, "the default minimum gives way");
+}
+
+#[test]
+fn hosts_of_two_kinds_are_two_places_and_each_may_have_its_own_name_for_the_model() {
+    let resolved = accepted_in(
+        "
+hosts:
+  lan: {url: 'http://lan:11434', max_ram_gb: 6, watch_interval: 5s}
+  gpu: {kind: openai, url: 'http://gpu:8000/v1/', api_key_env: GPU_KEY, continues: true, load_timeout: 1m}
+models:
+  solar:
+    backend: openai_http
+    fallback: [ollama_http, gguf_native]
+    host: [lan, gpu]
+    host_model: {gpu: upstage/SOLAR-10.7B, lan: 'solar:10.7b'}
+    on_stream_failure: continue
+    hedge_after: 8s
+memory: {restore: true}
+",
+        &env(&[("GPU_KEY", "sk-1234")], &[]),
+    );
+    let solar = model(&resolved, "solar");
+    let gpu = Place::Hosts { kind: HostKind::Openai, hosts: vec![on("gpu", "upstage/SOLAR-10.7B")], n_ctx: None };
+    assert_eq!(solar.places[..2], [gpu, ollama("lan", "solar:10.7b")]);
+    assert_eq!(solar.on_stream_failure, OnStreamFailure::Continue);
+    assert_eq!(solar.hedge_after, Some(Duration::from_secs(8)));
+    let config = &resolved.config;
+    let (lan, gpu) = (&config.hosts[&"lan".parse().unwrap()], &config.hosts[&"gpu".parse().unwrap()]);
+    assert_eq!((lan.max_ram, lan.watch_interval), (Some(Bytes::from_gb(6.0)), Some(Duration::from_secs(5))));
+    assert_eq!((gpu.url.as_str(), gpu.kind, gpu.continues), ("http://gpu:8000", HostKind::Openai, true));
+    assert_eq!(gpu.api_key.as_ref().unwrap().expose(), "sk-1234");
+    assert_eq!((gpu.load_timeout, gpu.watch_interval), (Duration::from_secs(60), None));
+    assert!(config.memory.restore);
+    assert!(!format!("{config:?}{}", resolved.render_resolved()).contains("sk-1234"));
+}
+
+#[test]
+fn an_ollama_on_this_machine_is_watched_by_itself_and_hosts_alone_are_enough() {
+    let resolved = accepted(
+        "hosts: {here: {url: 'http://127.0.0.1:11434'}, v6: {url: 'http://[::1]:1'}, lan: {url: 'http://lan:1'}}",
+    );
+    let watched = |name: &str| resolved.config.hosts[&name.parse().unwrap()].watch_interval;
+    assert_eq!(watched("here"), Some(Duration::from_secs(30)));
+    assert_eq!((watched("v6").is_some(), watched("lan")), (true, None));
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn all_problems_come_in_one_go_each_with_its_line() {
         "
 modles: {}
 hosts:
-  lan: {kind: openai, url: 'http://lan:1'}
+  lan: {kind: vllm, url: 'http://lan:1'}
   attic: {url: 'http://me:hunter2@attic'}
 models:
   solar:
@@ -64,6 +64,34 @@ pipelines:
     assert_eq!(lines, expected, "{found:#?}");
     assert!(found.iter().all(|p| p.file.as_deref() == Some(Path::new("config/sarai.yaml"))));
     assert!(found.iter().all(|p| !p.message.contains("hunter2")), "a password is never shown");
+}
+
+#[test]
+fn a_host_that_cannot_work_is_told_with_what_is_wrong_and_what_to_do() {
+    let hosts = |host: &str, model: &str| {
+        let text = format!(
+            "hosts: {{h: {{url: 'http://h:1'}}, o: {{kind: openai, url: 'http://o:1'}}, x: {{{host}}}}}\nmodels: {{m: {{{model}}}}}"
+        );
+        problems(&text).into_iter().map(|problem| problem.message).collect::<Vec<_>>().join("\n")
+    };
+    let good = "backend: gguf_native";
+    for (host, model, said) in [
+        ("url: h:1", good, "must begin with http:// or https://"),
+        ("kind: vllm, url: 'http://h'", good, "expected"),
+        ("url: 'http://h', api_key_env: NO_SUCH_KEY", good, "the variable NO_SUCH_KEY is not set"),
+        ("url: 'http://h', max_ram_gb: -1", good, "must be a size in GB above 0"),
+        ("url: 'http://h', max_ram_gb: 6, watch: false", good, "cannot have max_ram_gb"),
+        ("url: 'http://h', watch_interval: 0s", good, "must be longer than 0"),
+        ("url: 'http://h'", "backend: openai_http", "needs a host of kind openai"),
+        ("url: 'http://h'", "backend: openai_http, host: h", "host `h` is of kind ollama"),
+        ("url: 'http://h'", "backend: ollama_http, host: [h, o]", "host `o` is of kind openai"),
+        ("url: 'http://h'", "backend: ollama_http, host: h, host_model: {hh: a}", "none of its hosts, did you mean `h`?"),
+        ("url: 'http://h'", "backend: ollama_http, host: h, host_model: [a]", "expected a name, or names by host"),
+        ("url: 'http://h'", "backend: ollama_http, host: h, on_stream_failure: retry", "expected"),
+    ] {
+        let found = hosts(host, model);
+        assert!(found.contains(said), "{host} {model}: {found}");
+    }
 }
 
 #[test]

@@ -61,11 +61,11 @@ memory: {max_concurrent_llms: 9}
     }
     let solar = &model(&resolved, "solar").places;
     assert!(matches!(&solar[0], Place::Gguf(_)), "the file comes first: {solar:?}");
-    assert!(matches!(&solar[1], Place::Ollama { model, .. } if model == "solar-pro"), "{solar:?}");
+    assert!(matches!(&solar[1], Place::Hosts { hosts, .. } if hosts[0].model == "solar-pro"), "{solar:?}");
     assert!(matches!(&solar[2], Place::Model(_)), "{solar:?}");
     let lfm2 = &model(&resolved, "lfm2").places;
     assert!(
-        matches!(&lfm2[0], Place::Ollama { model, .. } if model == "lfm2"),
+        matches!(&lfm2[0], Place::Hosts { hosts, .. } if hosts[0].model == "lfm2"),
         "only solar is meant: {lfm2:?}"
     );
     let source = &resolved.settings["models.solar.places"].source;
@@ -79,7 +79,7 @@ fn solar_prefers_its_host_when_told_so() {
         let resolved = accepted_in(text, &env(&[], &[("SOLAR_PREFER_HTTP", value)]));
         model(&resolved, "solar").places[0].clone()
     };
-    assert!(matches!(first("1"), Place::Ollama { .. }));
+    assert!(matches!(first("1"), Place::Hosts { .. }));
     assert!(matches!(first(""), Place::Gguf(_)), "set to nothing, it changes nothing");
 }
 

@@ -8,7 +8,7 @@ fn host_model(text: &str, variables: &[(&str, &str)]) -> String {
     let text = format!("models: {{m: {{backend: ollama_http, host_model: {text}}}}}");
     let resolved = accepted_in(&text, &env(variables, &[]));
     match &model(&resolved, "m").places[0] {
-        Place::Ollama { model, .. } => model.clone(),
+        Place::Hosts { hosts, .. } => hosts[0].model.clone(),
         other => panic!("{other:?}"),
     }
 }

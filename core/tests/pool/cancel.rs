@@ -79,7 +79,11 @@ async fn a_request_that_waits_too_long_says_who_holds_the_memory() {
     let (a, b) = (FakeBackend::local("a", 100), FakeBackend::local("b", 100));
     let pool = pool(limits(100, 3), [model("a", &[&a]), model("b", &[&b])]);
     let _busy = pool.handle("a").unwrap().lease().await.unwrap();
-    let options = CallOptions { priority: Priority::Interactive, wait_timeout: Some(Duration::from_secs(3)) };
+    let options = CallOptions {
+        priority: Priority::Interactive,
+        wait_timeout: Some(Duration::from_secs(3)),
+        ..CallOptions::default()
+    };
     let request = GenerateRequest::raw("x");
     let error = pool.handle("b").unwrap().generate(request, options).await.err().expect("an error");
     assert_eq!(error.kind(), ErrorKind::Timeout);

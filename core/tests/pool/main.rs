@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod cancel;
+mod continued;
 mod fallback;
 mod lifetime;
 mod residency;
@@ -14,7 +15,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use sarai_core::Error;
 use sarai_core::answer::{Answer, AnswerEvent, AnswerStream, CallOptions};
-use sarai_core::config::{Class, ModelRole};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::request::{GenerateRequest, Message};
 use sarai_core::scheduler::{Eviction, Limits, Phase};
@@ -37,13 +37,7 @@ fn limits(budget: u64, max_concurrent_llms: usize) -> Limits {
 /// A model that can run at each of `places`, first choice first.
 fn model(name: &str, places: &[&FakeBackend]) -> ModelSpec {
     let places = places.iter().map(|&backend| PlaceSpec::Backend(Arc::new(backend.clone())));
-    ModelSpec {
-        name: name.parse().unwrap(),
-        role: ModelRole::Llm,
-        class: Class::OnDemand,
-        ttl: None,
-        places: places.collect(),
-    }
+    ModelSpec::new(name.parse().unwrap(), places.collect())
 }
 
 fn pool(limits: Limits, models: impl IntoIterator<Item = ModelSpec>) -> ModelPool {

@@ -12,7 +12,7 @@ use super::super::context::SeqId;
 use super::super::load::Loaded;
 use super::super::prompt::{self, Tokens};
 use super::super::sampling::{Chooser, logprobs};
-use super::super::text::{Characters, Stops};
+use crate::text::{Characters, Stops};
 use super::super::tools::Calls;
 use crate::Error;
 

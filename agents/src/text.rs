@@ -2,13 +2,13 @@
 
 /// Puts characters together from bytes that come in pieces.
 #[derive(Debug, Default)]
-pub(super) struct Characters {
+pub(crate) struct Characters {
     held: Vec<u8>,
 }
 
 impl Characters {
     /// Adds bytes and takes the characters that are whole. Bytes that can be no character become U+FFFD.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> String {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
         self.held.extend_from_slice(bytes);
         let mut text = String::new();
         loop {
@@ -34,7 +34,7 @@ impl Characters {
     }
 
     /// Nothing more comes: what is held is no character.
-    pub(super) fn finish(&mut self) -> String {
+    pub(crate) fn finish(&mut self) -> String {
         let left = std::mem::take(&mut self.held);
         String::from_utf8_lossy(&left).into_owned()
     }
@@ -42,20 +42,29 @@ impl Characters {
 
 /// Ends a text before any of the stop texts, wherever tokens may cut these.
 #[derive(Debug)]
-pub(super) struct Stops {
+pub(crate) struct Stops {
     stops: Vec<String>,
     held: String,
+    /// Bytes at the beginning of what is held that were shown before.
+    shown: usize,
     found: bool,
 }
 
 impl Stops {
-    pub(super) fn new(stops: &[String]) -> Self {
+    pub(crate) fn new(stops: &[String]) -> Self {
         let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
-        Self { stops, held: String::new(), found: false }
+        Self { stops, held: String::new(), shown: 0, found: false }
+    }
+
+    /// For a text that goes on after `said`, which was shown: a stop text may have begun there.
+    pub(crate) fn after(stops: &[String], said: &str) -> Self {
+        let new = Self::new(stops);
+        let begun = new.stops.iter().map(|stop| overlap(said, stop)).max().unwrap_or(0);
+        Self { held: said[said.len() - begun..].to_owned(), shown: begun, ..new }
     }
 
     /// Adds text and takes what cannot be part of a stop text any more.
-    pub(super) fn push(&mut self, text: &str) -> String {
+    pub(crate) fn push(&mut self, text: &str) -> String {
         if self.found {
             return String::new();
         }
@@ -63,26 +72,33 @@ impl Stops {
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
             self.found = true;
             self.held.truncate(at);
-            return std::mem::take(&mut self.held);
+            return self.take(at);
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
-        let shown = self.held.len() - keep;
-        self.held.drain(..shown).collect()
+        self.take(self.held.len() - keep)
+    }
+
+    /// Takes so many bytes, without those that were shown before.
+    fn take(&mut self, bytes: usize) -> String {
+        let shown = self.shown.min(bytes);
+        self.shown -= shown;
+        let taken: String = self.held.drain(..bytes).collect();
+        taken[shown..].to_owned()
     }
 
     /// Whether a stop text came up.
-    pub(super) fn found(&self) -> bool {
+    pub(crate) fn found(&self) -> bool {
         self.found
     }
 
     /// Nothing more comes: what is held is text.
-    pub(super) fn finish(&mut self) -> String {
-        if self.found { String::new() } else { std::mem::take(&mut self.held) }
+    pub(crate) fn finish(&mut self) -> String {
+        if self.found { String::new() } else { self.take(self.held.len()) }
     }
 }
 
 /// The length of the longest end of `text` that is a beginning of `stop`.
-pub(super) fn overlap(text: &str, stop: &str) -> usize {
+pub(crate) fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len().saturating_sub(1));
     let at_boundary = |&length: &usize| stop.is_char_boundary(length);
     (1..=longest).rev().filter(at_boundary).find(|&length| text.ends_with(&stop[..length])).unwrap_or(0)
@@ -128,7 +144,35 @@ mod tests {
         assert_eq!(stops.finish(), "<e");
     }
 
+    #[test]
+    fn a_stop_text_that_began_in_what_was_said_before_is_found() {
+        let mut stops = Stops::after(&["<end>".to_owned()], "one <e");
+        assert_eq!((stops.push("nd> two").as_str(), stops.found()), ("", true));
+        let mut stops = Stops::after(&["<end>".to_owned()], "one <e");
+        assert_eq!(stops.push("ither") + &stops.finish(), "ither", "nothing is said twice");
+        let mut stops = Stops::after(&["<end>".to_owned()], "one <e");
+        assert_eq!(stops.push("n") + &stops.push("t<en") + &stops.finish(), "nt<en");
+    }
+
     proptest! {
+        #[test]
+        fn wherever_a_text_is_gone_on_with_nothing_is_lost_or_said_twice(
+            text in "[ab]{0,30}", stop in "[ab]{1,4}", at in 0..31_usize, cut in 0..31_usize
+        ) {
+            let at = at.min(text.len());
+            let (said, rest) = text.split_at(at);
+            let mut before = Stops::new(std::slice::from_ref(&stop));
+            let shown = before.push(said) + &before.finish();
+            if !before.found() {
+                let (first, second) = rest.split_at(cut.min(rest.len()));
+                let mut after = Stops::after(std::slice::from_ref(&stop), &shown);
+                let shown = shown + &after.push(first) + &after.push(second) + &after.finish();
+                let whole = text.find(&stop).map_or(text.as_str(), |end| &text[..end]);
+                // What was shown of a stop text before is not taken back.
+                prop_assert_eq!(shown, &text[..whole.len().max(at)]);
+            }
+        }
+
         #[test]
         fn however_text_is_cut_the_same_is_shown(text in "[ab]{0,30}", stop in "[ab]{1,4}", cuts in proptest::collection::vec(0..31_usize, 0..6)) {
             let expected = text.find(&stop).map_or(text.as_str(), |at| &text[..at]).to_owned();

@@ -1,0 +1,21 @@
+//! Models on hosts, whatever protocol these speak: the choice among several hosts, the breakers that keep requests from
+//! those that fail, deadlines and bodies over HTTP.
+
+mod api;
+mod backend;
+mod body;
+mod breaker;
+mod choice;
+mod deadlines;
+mod host_model;
+mod http;
+mod numbers;
+mod seat;
+
+pub use api::{Deltas, HostApi};
+pub use backend::RemoteBackend;
+
+pub(crate) use body::Lines;
+pub(crate) use deadlines::Deadlines;
+pub(crate) use http::{Http, shown};
+pub(crate) use numbers::{count, size};
