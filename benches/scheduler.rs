@@ -76,7 +76,7 @@ impl World {
         self.next += 1;
         let id = RequestId(self.next);
         let deadline = self.now + Duration::from_secs(3600);
-        let ask = Ask { capability: Capability::Generate, priority: Priority::Normal, deadline };
+        let ask = Ask { capability: Capability::Generate, priority: Priority::Normal, deadline, spare: None };
         self.handle(Event::Request { id, slot: SlotId(slot), ask });
         id
     }

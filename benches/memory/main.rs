@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Parser;
 use comfy_table::{Table, presets};
@@ -18,7 +17,6 @@ use sarai_core::memory::Estimate;
 use sarai_core::request::{Capability, Delta};
 use sarai_core::units::Bytes;
 use sarai_support::gguf::Shape;
-use tokio_util::sync::CancellationToken;
 
 #[path = "../compare/prompt.rs"]
 mod prompt;
@@ -111,11 +109,7 @@ async fn measure(path: &Path, weights: Weights, available: Bytes) -> Result<Meas
     let (backend, purpose) = backend_for;
     let estimate = backend.estimate(available).await?;
     let before = resident(path)?;
-    let request = LoadRequest {
-        estimate: estimate.clone(),
-        cancel: CancellationToken::new(),
-        progress: Arc::new(|_| {}),
-    };
+    let request = LoadRequest::new(estimate.clone());
     let model = backend.load(request).await?;
     read(&*model, purpose).await?;
     let after = resident(path)?;

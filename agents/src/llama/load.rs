@@ -190,11 +190,7 @@ mod tests {
         let path = folder.path().join("model.gguf");
         Model::new(Kind::Llama).write_to(&path).unwrap();
         let settings = GgufSettings::new(&path, Capability::Generate);
-        let request = LoadRequest {
-            estimate: Estimate::default(),
-            cancel: CancellationToken::new(),
-            progress: Arc::new(|_| {}),
-        };
+        let request = LoadRequest::new(Estimate::default());
         let load = |repacked| Loaded::load(&settings, repacked, &request).unwrap();
         let first = load(false);
         assert!(Arc::ptr_eq(&first, &load(false)));

@@ -25,7 +25,6 @@ mod runtime;
 mod sampling;
 mod sessions;
 mod template;
-mod text;
 mod thread;
 mod took;
 mod tools;

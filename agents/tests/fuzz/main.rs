@@ -78,7 +78,7 @@ impl Subject {
             return Ok(());
         }
         let cancel = CancellationToken::new();
-        let model = backend.load(LoadRequest { estimate, cancel, progress: Arc::new(|_| {}) }).await?;
+        let model = backend.load(LoadRequest { cancel, ..LoadRequest::new(estimate) }).await?;
         let asked = match self.purpose {
             Capability::Generate => {
                 let sampling =

@@ -19,7 +19,7 @@ async fn failure_of(bytes: Option<&[u8]>) -> (FailureKind, String) {
     // Straight to the load: what an earlier estimate found must not be relied on.
     let backend = GgufBackend::new(settings(&path, Capability::Generate));
     let estimate = Estimate { n_ctx: Some(64), ..Estimate::default() };
-    let request = LoadRequest { estimate, cancel: CancellationToken::new(), progress: Arc::new(|_| {}) };
+    let request = LoadRequest::new(estimate);
     let failure = backend.load(request).await.unwrap_err();
     assert_eq!(backend.estimate(sarai_core::units::Bytes(1)).await.unwrap_err().kind, failure.kind);
     let text = failure.to_string();
@@ -82,7 +82,7 @@ async fn a_load_tells_its_progress_up_to_the_end() {
         Arc::new(move |fraction| heard.lock().unwrap().push(fraction))
     };
     let estimate = backend.estimate(sarai_core::units::Bytes(1)).await.unwrap();
-    backend.load(LoadRequest { estimate, cancel: CancellationToken::new(), progress }).await.unwrap();
+    backend.load(LoadRequest { progress, ..LoadRequest::new(estimate) }).await.unwrap();
     let heard = heard.lock().unwrap();
     assert!(heard.len() > 2 && heard.is_sorted() && heard.last() == Some(&1.0), "{heard:?}");
 }
@@ -102,7 +102,7 @@ async fn a_load_is_stopped_at_its_start_and_on_its_way() {
             })
         };
         let estimate = backend.estimate(sarai_core::units::Bytes(1)).await.unwrap();
-        let failure = backend.load(LoadRequest { estimate, cancel, progress: stop }).await.unwrap_err();
+        let failure = backend.load(LoadRequest { cancel, progress: stop, ..LoadRequest::new(estimate) }).await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Cancelled);
     }
 }
@@ -117,14 +117,13 @@ async fn a_load_that_waits_for_its_turn_hears_that_it_is_cancelled() {
     let may_go_on = Mutex::new(may_go_on);
     // Stands still in its own progress report, so that its turn lasts.
     let slow = LoadRequest {
-        estimate: estimate.clone(),
-        cancel: CancellationToken::new(),
         progress: Arc::new(move |fraction| {
             // Reported more than once: the first time counts, then both channels are closed.
             if fraction == 0.0 && begun.send(()).is_ok() {
                 may_go_on.lock().unwrap().recv().unwrap();
             }
         }),
+        ..LoadRequest::new(estimate.clone())
     };
     let loading = tokio::spawn({
         let backend = GgufBackend::new(settings(&file.path, Capability::Generate));
@@ -132,7 +131,7 @@ async fn a_load_that_waits_for_its_turn_hears_that_it_is_cancelled() {
     });
     tokio::task::spawn_blocking(move || has_begun.recv().unwrap()).await.unwrap();
     let cancel = CancellationToken::new();
-    let request = LoadRequest { estimate, cancel: cancel.clone(), progress: Arc::new(|_| {}) };
+    let request = LoadRequest { cancel: cancel.clone(), ..LoadRequest::new(estimate) };
     let waiting = tokio::spawn(async move { backend.load(request).await });
     cancel.cancel();
     assert_eq!(waiting.await.unwrap().unwrap_err().kind, FailureKind::Cancelled);

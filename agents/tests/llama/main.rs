@@ -46,7 +46,7 @@ fn settings(path: &Path, purpose: Capability) -> GgufSettings {
 async fn load(settings: GgufSettings) -> Result<Arc<dyn Loaded>, Failure> {
     let backend = GgufBackend::new(settings);
     let estimate = backend.estimate(Bytes::from_gb(4.0)).await?;
-    backend.load(LoadRequest { estimate, cancel: CancellationToken::new(), progress: Arc::new(|_| {}) }).await
+    backend.load(LoadRequest::new(estimate)).await
 }
 
 /// A loaded text model.

@@ -29,11 +29,7 @@ async fn load_with(
     settings: &GgufSettings,
     progress: impl Fn(f32) + Send + Sync + 'static,
 ) -> Arc<dyn Loaded> {
-    let request = LoadRequest {
-        estimate: estimate(settings).await,
-        cancel: CancellationToken::new(),
-        progress: Arc::new(progress),
-    };
+    let request = LoadRequest { progress: Arc::new(progress), ..LoadRequest::new(estimate(settings).await) };
     GgufBackend::new(settings.clone()).load(request).await.unwrap()
 }
 

@@ -353,6 +353,7 @@ fn a_failed_estimate_is_told_and_tried_again_at_once() {
         capability: sarai_core::request::Capability::Generate,
         priority: Priority::Normal,
         deadline: world.now + Duration::from_secs(9),
+        spare: None,
     };
     let id = sarai_core::scheduler::RequestId(77);
     world.waiting.insert(id, SlotId(0));

@@ -34,6 +34,7 @@ fn models_that_share_their_weights_fit_where_two_files_would_not() {
             capability: Capability::Generate,
             priority: Priority::Normal,
             deadline: now + Duration::from_secs(60),
+            spare: None,
         };
         scheduler.handle(Event::Request { id: RequestId(id), slot: SlotId(slot), ask: wanted }, now);
         let mut evicted = Vec::new();

@@ -165,7 +165,7 @@ impl World {
         } else {
             Capability::Generate
         };
-        let ask = Ask { capability, priority, deadline: self.now + wait };
+        let ask = Ask { capability, priority, deadline: self.now + wait, spare: None };
         self.event(Event::Request { id, slot: SlotId(slot), ask });
         self.finish_estimates();
         id
