@@ -6,7 +6,7 @@
 //! (`encoder.rs`).
 //!
 //! The way of a request for text: template and tokens (`prompt.rs`, `template.rs`), the loop, and for each token its
-//! choice (`sampling.rs`, `constrain.rs`) and its text (`text.rs`, `tools.rs`).
+//! choice (`sampling.rs`, `constrain.rs`, `grammar.rs`) and its text (`text.rs`, `tools.rs`).
 
 mod check;
 mod constrain;
@@ -15,6 +15,7 @@ mod encoder;
 mod engine;
 mod estimate;
 mod generator;
+mod grammar;
 mod header;
 mod load;
 mod log;

@@ -70,6 +70,11 @@ async fn a_form_that_cannot_be_kept_to_is_refused_and_the_engine_goes_on() {
         Constraint::Grammar(String::new()),
         Constraint::Grammar(format!("root ::= {}", "(".repeat(100_000))),
         Constraint::Grammar("root ::= \"a\0\"".to_owned()),
+        // These would take all of the process's time or memory.
+        Constraint::Grammar("root ::= \"a\"{3,1}".to_owned()),
+        Constraint::Grammar(doubling("\"x\"")),
+        Constraint::Grammar("root ::= a\na ::= b a \"x\" | \"y\"\nb ::= c\nc ::= \"z\" | \"\"".to_owned()),
+        Constraint::Grammar("root ::= <|no such token|>".to_owned()),
     ];
     for constraint in bad {
         let shown = format!("{constraint:?}");
@@ -77,6 +82,26 @@ async fn a_form_that_cannot_be_kept_to_is_refused_and_the_engine_goes_on() {
         assert_eq!(failure.kind, FailureKind::BadRequest, "{}", &shown[..shown.len().min(80)]);
     }
     assert!(say(&model, chat(sampled(1))).await.is_ok());
+}
+
+/// Forty rules, each of which begins with the next one in two ways.
+fn doubling(last: &str) -> String {
+    let rules: String = (0..40).map(|n| format!("r{n} ::= r{0} | r{0}\n", n + 1)).collect();
+    format!("root ::= r0\n{rules}r40 ::= {last}\n")
+}
+
+#[tokio::test]
+async fn a_grammar_that_is_refused_says_why_and_where() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    for (grammar, said) in [
+        ("root ::= \"unclosed".to_owned(), "line 1: a literal or a class is not closed"),
+        ("root ::= missing".to_owned(), "rule `missing` is used and not defined"),
+        (doubling("\"x\""), "rule `root` begins with other rules in too many ways"),
+    ] {
+        let request = chat(sampled(1)).with_constraint(Constraint::Grammar(grammar));
+        let failure = say(&model, request).await.unwrap_err().to_string();
+        assert_eq!(failure, format!("the grammar cannot be used: {said}"));
+    }
 }
 
 #[tokio::test]
