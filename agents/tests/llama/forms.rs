@@ -134,7 +134,25 @@ async fn each_tokens_probability_comes_with_its_alternatives() {
         );
         assert!(token.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob));
     }
-    assert_eq!(say(&model, chat(greedy)).await.unwrap().1.logprobs, None);
+    assert_eq!(say(&model, chat(greedy.clone())).await.unwrap().1.logprobs, None);
+    let most = say(&model, chat(greedy.clone()).with_logprobs(20)).await.unwrap().1.logprobs.unwrap();
+    assert!(most.iter().all(|token| token.top.len() == 20));
+    let more = say(&model, chat(greedy).with_logprobs(21)).await.unwrap_err();
+    assert_eq!(more.kind, FailureKind::BadRequest);
+}
+
+#[tokio::test]
+async fn sampling_by_what_is_no_number_is_refused() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    for sampling in [
+        Sampling { temperature: Some(f32::NAN), ..Sampling::default() },
+        Sampling { top_p: Some(f32::INFINITY), ..Sampling::default() },
+        Sampling { min_p: Some(-1.0), ..Sampling::default() },
+    ] {
+        let failure = say(&model, chat(sampling)).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::BadRequest, "{failure}");
+    }
+    assert!(say(&model, chat(sampled(1))).await.is_ok());
 }
 
 #[tokio::test]
