@@ -216,7 +216,7 @@ fn check_vocabulary(header: &Header) -> Result<(), Error> {
         // llama.cpp reads them as C strings.
         let token = token.split('\0').next().unwrap_or_default();
         if !seen.insert(token) {
-            return Err(header.bad(format!("has the token {token:?} twice in its vocabulary")));
+            return Err(header.bad(format!("has the token {token:?} twice in tokenizer.ggml.tokens")));
         }
     }
     for key in ["bos", "eos", "unknown", "padding", "seperator", "cls", "mask"] {
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn what_would_end_the_process_is_refused_and_named() {
         let model = Model::new(Kind::Llama);
-        assert!(message(&model, &Damage::DuplicateToken).contains("twice in its vocabulary"));
+        assert!(message(&model, &Damage::DuplicateToken).contains("twice in tokenizer.ggml.tokens"));
         assert!(message(&model, &Damage::BlockCount(0)).contains("no usable llama.block_count"));
         assert!(message(&model, &Damage::BlockCount(40)).contains("no tensors of block 2"));
         assert!(message(&model, &Damage::BlockCount(9999)).contains("512 are the most"));

@@ -23,8 +23,8 @@ pub(super) fn backend() -> Result<&'static LlamaBackend, Error> {
     started.as_ref().map_err(|source| Error::Runtime { source: Arc::clone(source) })
 }
 
-/// A load's turn. LLMs load one after another, helpers too, but a helper never waits for an LLM: its own load is short.
-/// llama.cpp reads and maps files side by side.
+/// A load's turn. LLMs load one after another, helpers too, but a helper waits for an LLM only where both are on one file:
+/// its own load is short. llama.cpp reads and maps files side by side.
 pub(super) struct LoadTurn {
     activity: Activity,
     _turn: MutexGuard<'static, ()>,
