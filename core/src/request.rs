@@ -181,8 +181,8 @@ pub enum Truncate {
     /// The request fails with [`FailureKind::ContextOverflow`](crate::failure::FailureKind::ContextOverflow).
     #[default]
     Error,
-    /// The oldest messages are left out until the rest fits, instructions and the last message excepted; of a raw
-    /// prompt, its beginning. The answer says so.
+    /// The oldest turns are left out until the rest fits, and no more of them; then what followed first on the last
+    /// question. Instructions and that question stay. Of a raw prompt, its beginning is left out. The answer says so.
     Oldest,
 }
 

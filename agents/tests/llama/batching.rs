@@ -240,6 +240,39 @@ async fn the_oldest_messages_go_where_the_request_allows_it() {
 }
 
 #[tokio::test]
+async fn no_more_turns_go_than_have_to_also_where_roles_have_to_alternate() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut writer = Model::new(Kind::Llama).writer().unwrap();
+    writer.set(
+        "tokenizer.chat_template",
+        "{% for m in messages %}\
+         {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
+         [{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}[assistant]",
+    );
+    writer.create(&path).unwrap();
+    let model = load(settings(&path, Capability::Generate)).await.unwrap();
+    let turns = |turns: std::ops::Range<usize>| {
+        let turn =
+            |n| [Message::user(format!("the dog {n}")), Message::assistant("the man and the day".repeat(4))];
+        let last = [Message::user("¿Cómo estás?")];
+        GenerateRequest::chat(turns.flat_map(turn).chain(last).collect()).with_sampling(greedy(5))
+    };
+    let cut = turns(0..40).with_truncate(sarai_core::request::Truncate::Oldest);
+    let (_, completion) = say(&model, cut).await.unwrap();
+    assert!(completion.truncated);
+    // One turn more would leave no room for the answer.
+    let mut lengths = Vec::new();
+    for first in 20..40 {
+        if let Ok((_, completion)) = say(&model, turns(first..40)).await {
+            lengths.push(completion.prompt_tokens.unwrap());
+        }
+    }
+    let most = lengths.into_iter().filter(|tokens| tokens + 5 <= 512).max();
+    assert_eq!(completion.prompt_tokens, most);
+}
+
+#[tokio::test]
 async fn requests_that_are_dropped_together_leave_other_conversations_as_they_are() {
     for kind in kinds() {
         let file = file(&Model::new(kind.clone()).endless(true));
