@@ -32,6 +32,7 @@ mod took;
 mod tools;
 mod weights;
 
+pub use runtime::set_free_running;
 pub use sessions::SessionStore;
 
 use std::path::PathBuf;

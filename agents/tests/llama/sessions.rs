@@ -142,23 +142,21 @@ async fn what_cannot_be_read_goes_and_what_is_none_of_the_stores_stays() {
 
 #[tokio::test]
 async fn two_engines_on_one_store_see_what_the_other_writes() {
-    for kind in kinds() {
-        let file = file(&Model::new(kind.clone()).endless(true));
-        let folder = tempfile::tempdir().unwrap();
-        let kept = || with_store(&file, folder.path(), PLENTY);
-        let (one, two) = (load(kept()).await.unwrap(), load(kept()).await.unwrap());
-        // Both write the same conversation at the same time.
-        let first = say(&one, ask(&first_turn())).await.unwrap();
-        say(&two, ask(&first_turn())).await.unwrap();
-        tokio::join!(one.unload(), two.unload());
-        assert!(files(folder.path(), "part").is_empty());
-        let before = load(kept()).await.unwrap();
-        let (_, warm) = second_turn(kept(), &first.0).await;
-        assert!(warm.cached_tokens.unwrap() + 1 >= first.1.prompt_tokens.unwrap(), "{kind:?} {warm:?}");
-        // This one was there before the second turn was written.
-        let (_, again) = say(&before, ask(&second(&first.0))).await.unwrap();
-        assert!(again.cached_tokens.unwrap() + 1 >= warm.prompt_tokens.unwrap(), "{kind:?} {again:?}");
-    }
+    let file = file(&Model::new(Kind::Llama).endless(true));
+    let folder = tempfile::tempdir().unwrap();
+    let kept = || with_store(&file, folder.path(), PLENTY);
+    let (one, two) = (load(kept()).await.unwrap(), load(kept()).await.unwrap());
+    let first = say(&one, ask(&first_turn())).await.unwrap();
+    say(&two, ask(&first_turn())).await.unwrap();
+    // Both write the same conversation at the same time.
+    tokio::join!(one.unload(), two.unload());
+    assert!(files(folder.path(), "part").is_empty());
+    let before = load(kept()).await.unwrap();
+    let (_, warm) = second_turn(kept(), &first.0).await;
+    assert!(warm.cached_tokens.unwrap() + 1 >= first.1.prompt_tokens.unwrap(), "{warm:?}");
+    // This one was there before the second turn was written.
+    let (_, again) = say(&before, ask(&second(&first.0))).await.unwrap();
+    assert!(again.cached_tokens.unwrap() + 1 >= warm.prompt_tokens.unwrap(), "{again:?}");
 }
 
 #[tokio::test]
