@@ -181,6 +181,7 @@ fn wire(
             threads: file.threads,
             parallel: file.parallel,
             lora: file.lora.clone(),
+            mmproj: file.mmproj.clone(),
             sessions: sessions.cloned(),
         })),
         Place::Ollama { host, model, n_ctx } => {
