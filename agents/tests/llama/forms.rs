@@ -1,7 +1,7 @@
 //! Answers that have to have a form, call tools, or come with their probabilities.
 
 use sarai_core::failure::FailureKind;
-use sarai_core::request::{Constraint, GenerateRequest, Message, Sampling, Tool};
+use sarai_core::request::{Constraint, FinishReason, GenerateRequest, Message, Sampling, Tool};
 use sarai_support::gguf::{Kind, Model};
 use serde_json::{Value, json};
 
@@ -155,17 +155,58 @@ async fn sampling_by_what_is_no_number_is_refused() {
     assert!(say(&model, chat(sampled(1))).await.is_ok());
 }
 
-#[tokio::test]
-async fn tools_are_told_to_the_model_and_do_not_go_with_a_fixed_form() {
-    let (_file, model) = llama(Model::new(Kind::Llama)).await;
-    let tool = Tool {
+fn weather() -> Tool {
+    Tool {
         name: "weather".into(),
         description: "The weather of a city".into(),
         parameters: json!({ "type": "object", "properties": { "city": { "type": "string" } } }),
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_a_model_writes_is_the_end_of_its_answer_and_no_text() {
+    let call = [
+        "<tool_call>",
+        "\n{\"name\": \"weather\", ",
+        "\"arguments\": {\"city\": \"Alcalá\"}}\n",
+        "</tool_call>",
+    ];
+    for kind in kinds() {
+        for before in ["", "Let me see. "] {
+            let texts = [before].into_iter().filter(|text| !text.is_empty()).chain(call);
+            let (_file, model) = llama(Model::new(kind.clone()).says(texts)).await;
+            let greedy = Sampling { temperature: Some(0.0), ..Sampling::default() };
+            let request = chat(greedy.clone()).with_tools(vec![weather()]);
+            let (text, completion) = say(&model, request).await.unwrap();
+            assert_eq!(
+                (text.as_str(), completion.finish_reason),
+                (before, FinishReason::ToolCalls),
+                "{kind:?}"
+            );
+            let [call] = completion.tool_calls.as_slice() else { panic!("{completion:?}") };
+            assert_eq!((call.name.as_str(), &call.arguments["city"]), ("weather", &json!("Alcalá")));
+            // Its result goes back to it.
+            let conversation = vec![
+                Message::user("¿Qué tiempo hace?"),
+                Message::assistant("").with_tool_calls(completion.tool_calls),
+                Message::tool("weather", "sunny"),
+            ];
+            let next = GenerateRequest::chat(conversation).with_sampling(greedy.clone());
+            assert!(say(&model, next.with_tools(vec![weather()])).await.is_ok());
+            // Without tools it is text as any other.
+            let (text, completion) = say(&model, chat(greedy)).await.unwrap();
+            assert!(text.contains("<tool_call>") && completion.tool_calls.is_empty());
+            assert_eq!(completion.finish_reason, FinishReason::Stop);
+        }
+    }
+}
+
+#[tokio::test]
+async fn tools_are_told_to_the_model_and_do_not_go_with_a_fixed_form() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
     let plain = GenerateRequest::chat(vec![Message::user("Hi")])
         .with_sampling(Sampling { max_tokens: Some(4), ..sampled(1) });
-    let with = plain.clone().with_tools(vec![tool]);
+    let with = plain.clone().with_tools(vec![weather()]);
     let before = say(&model, plain).await.unwrap().1.prompt_tokens.unwrap();
     let (_, completion) = say(&model, with.clone()).await.unwrap();
     assert!(completion.prompt_tokens.unwrap() > before + 30, "the model reads what it may call");
