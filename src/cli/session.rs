@@ -1,10 +1,11 @@
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use directories::ProjectDirs;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use sarai::core::config::{self, Config, Overrides, Resolved};
-use sarai::{Error, Sarai, env};
+use sarai::{Error, ModelPool, Sarai, env};
 
 use super::args::Common;
 use super::exit::Failure;
@@ -13,6 +14,9 @@ use super::progress;
 
 /// How long requests in progress may take to end when a command is done.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// The pool of the command that runs, for when it is interrupted.
+static OPEN: Mutex<Option<ModelPool>> = Mutex::new(None);
 
 /// A command's configuration and pool.
 pub(super) struct Session {
@@ -41,6 +45,7 @@ impl Session {
             output.warn(&warning.to_string());
         }
         let sarai = Sarai::start(&resolved.config)?;
+        *open() = Some(sarai.pool().clone());
         if output.is_watched() {
             progress::show(sarai.pool());
         }
@@ -50,7 +55,20 @@ impl Session {
     /// Gives all memory back.
     pub(super) async fn close(self) {
         self.sarai.pool().shutdown(GRACE).await;
+        open().take();
     }
+}
+
+/// Closes what an interrupted command has left open. Its requests are given up already.
+pub(super) async fn close_open() {
+    let pool = open().clone();
+    if let Some(pool) = pool {
+        pool.shutdown(GRACE).await;
+    }
+}
+
+fn open() -> MutexGuard<'static, Option<ModelPool>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The file that was named, or the first default that is there.
