@@ -524,7 +524,7 @@ mod tests {
         for text in [
             "root ::= \"(((\" [(\\]#] . # (((\n",
             "# first\n\nroot ::= (\n  item \", \" # a comment\n  | [^a-z\\x41-]\n)* item?\nitem ::= \"\\u00e9\" | [0-9]{2,4} | \n",
-            "root ::= a+ b{3} c{1,} <|end|> !<[7]>\r\na ::= \"a\" a | \"\"\r\nb-2 ::= \"b\"\r\nb ::= b-2\rc ::= ws \"c\"\nws ::= [ \\t\\n]*",
+            "root ::= a+ b{3} c{1,} <|end|> !<[7]>\r\na ::= \"a\" a | \"b\"\r\nb-2 ::= \"b\"\r\nb ::= b-2\rc ::= ws \"c\"\nws ::= [ \\t\\n]*",
             "root ::= \"a\" root \"b\" | \"\"",
             "root ::= (\"a\"? \"b\"?)*",
         ] {

@@ -287,14 +287,16 @@ mod tests {
         let cancel = CancellationToken::new();
         let hold = {
             let cancel = cancel.clone();
+            let begun = Mutex::new(Some(begun));
             move |fraction: f32| {
                 // The first report comes before the load has begun.
                 if fraction > 0.0
-                    && begun.send(()).is_ok()
-                    && may_go_on.lock().unwrap().recv().is_ok()
-                    && fails
+                    && let Some(begun) = begun.lock().unwrap().take()
                 {
-                    cancel.cancel();
+                    begun.send(()).unwrap();
+                    if may_go_on.lock().unwrap().recv().is_ok() && fails {
+                        cancel.cancel();
+                    }
                 }
             }
         };
@@ -302,9 +304,8 @@ mod tests {
         std::thread::scope(|scope| {
             let first = scope.spawn(|| Loaded::load(&settings, true, &first));
             has_begun.recv().unwrap();
-            let second = second(&settings, &|| drop(go_on.send(())));
+            let second = second(&settings, &|| go_on.send(()).unwrap());
             drop(go_on);
-            drop(has_begun);
             (first.join().unwrap(), second)
         })
     }

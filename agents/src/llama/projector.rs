@@ -364,7 +364,12 @@ mod tests {
             (number("clip.vision.attention.head_count", 0), "no usable clip.vision.attention.head_count"),
             (
                 number("clip.vision.attention.head_count", 5),
-                "no multiple of its clip.vision.attention.head_count",
+                "clip.vision.attention.head_count of 5, which does not",
+            ),
+            (number("clip.vision.attention.head_count", 32), "leaves heads of 2, no multiple of 4"),
+            (
+                number("clip.audio.attention.head_count_kv", 2),
+                "clip.audio.attention.head_count_kv other than 4",
             ),
             (number("clip.audio.block_count", 3), "no tensor a.blk.2.ln1.weight"),
             (number("clip.audio.num_mel_bins", 1000), "no usable clip.audio.num_mel_bins"),
