@@ -232,6 +232,7 @@ fn wire(
             threads: file.threads,
             parallel: file.parallel,
             lora: file.lora.clone(),
+            mmproj: file.mmproj.clone(),
             sessions: sessions.cloned(),
         })),
         Place::Hosts { hosts: on, n_ctx, .. } => {

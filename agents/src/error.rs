@@ -128,7 +128,7 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// The request asks for things that do not go together.
+    /// The request asks for things that do not go together, or has a value that cannot be.
     #[error("{what}")]
     Contradiction {
         /// Which.

@@ -29,9 +29,9 @@ pub(crate) struct Args {
     /// Seconds that decoding is watched for where several models decode at once
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     window: u64,
-    /// Row `single` on SOLAR's shape, too
+    /// Row `single` without SOLAR's shape, which takes most of its time
     #[arg(long)]
-    solar: bool,
+    no_solar: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -48,6 +48,7 @@ pub(crate) struct Bench {
     pub(crate) threads: usize,
     runs: u64,
     pub(crate) window: Duration,
+    /// Whether row `single` measures SOLAR's shape, too.
     pub(crate) solar: bool,
 }
 
@@ -64,7 +65,7 @@ impl Args {
             threads: self.threads.unwrap_or(cpus),
             runs: self.runs,
             window: Duration::from_secs(self.window),
-            solar: self.solar,
+            solar: !self.no_solar,
         })
     }
 }

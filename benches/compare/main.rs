@@ -1,7 +1,7 @@
 //! sarai side by side with llama.cpp's own programs, on files as large as real models, with the bar that each figure is
 //! held to. The peer is built once, by `benches/compare/build_peer`.
 //!
-//! `cargo bench --bench compare -- [ROW]... [--shapes DIR] [--peer DIR] [--threads N] [--runs N] [--solar] [--json]`
+//! `cargo bench --bench compare -- [ROW]... [--shapes DIR] [--peer DIR] [--threads N] [--runs N] [--no-solar] [--json]`
 //!
 //! Figures are medians; where two sides are compared, their runs take turns. Whoever wants figures to rely on leaves the
 //! machine alone meanwhile.
@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
 /// Measures the rows one after another. One that fails does not keep the others from being shown.
 async fn compare(args: &Args) -> Result<ExitCode> {
     let bench = args.bench()?;
-    let mut report = Report::new(Machine::read(), bench.threads);
+    let mut report = Report::new(Machine::read(), bench.peer.version(), bench.threads);
     let mut code = ExitCode::SUCCESS;
     for row in args.rows() {
         say(&format!("{} ...", row.name()));

@@ -56,6 +56,8 @@ impl std::fmt::Display for Bar {
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     machine: Machine,
+    /// What it is compared with.
+    peer: String,
     threads: usize,
     figures: Vec<Entry>,
 }
@@ -70,8 +72,8 @@ struct Entry {
 }
 
 impl Report {
-    pub(crate) fn new(machine: Machine, threads: usize) -> Self {
-        Self { machine, threads, figures: Vec::new() }
+    pub(crate) fn new(machine: Machine, peer: String, threads: usize) -> Self {
+        Self { machine, peer, threads, figures: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, row: &'static str, figures: Vec<Figure>) {
@@ -105,7 +107,8 @@ impl Report {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        format!("{}, {} threads per model\n\n{table}", self.machine, self.threads)
+        let Self { machine, peer, threads, .. } = self;
+        format!("{machine}, {threads} threads per model; against {peer}\n\n{table}")
     }
 }
 

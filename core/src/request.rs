@@ -163,6 +163,9 @@ pub struct ToolCall {
     pub arguments: serde_json::Map<String, serde_json::Value>,
 }
 
+/// The most alternatives to each token that a request may ask for, as with OpenAI's and Ollama's own interfaces.
+pub const MOST_LOGPROBS: u32 = 20;
+
 /// What an answer has to look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Constraint {
@@ -179,8 +182,8 @@ pub enum Truncate {
     /// The request fails with [`FailureKind::ContextOverflow`](crate::failure::FailureKind::ContextOverflow).
     #[default]
     Error,
-    /// The oldest messages are left out until the rest fits, instructions and the last message excepted; of a raw
-    /// prompt, its beginning. The answer says so.
+    /// The oldest turns are left out until the rest fits, and no more of them; then what followed first on the last
+    /// question. Instructions and that question stay. Of a raw prompt, its beginning is left out. The answer says so.
     Oldest,
 }
 
@@ -219,6 +222,31 @@ pub struct Sampling {
     pub stop: Vec<String>,
 }
 
+impl Sampling {
+    /// What in it is no possible value, if anything.
+    #[must_use]
+    pub fn problem(&self) -> Option<&'static str> {
+        let off = |value: Option<f32>, least: f32, most: f32| {
+            value.is_some_and(|value| !value.is_finite() || !(least..=most).contains(&value))
+        };
+        match () {
+            () if off(self.temperature, 0.0, f32::MAX) => Some("temperature has to be a number, 0 or more"),
+            () if off(self.top_p, 0.0, 1.0) => Some("top_p has to be from 0 to 1"),
+            () if off(self.min_p, 0.0, 1.0) => Some("min_p has to be from 0 to 1"),
+            () if off(self.repeat_penalty, f32::MIN_POSITIVE, f32::MAX) => {
+                Some("repeat_penalty has to be a number above 0")
+            }
+            () if off(self.presence_penalty, f32::MIN, f32::MAX) => {
+                Some("presence_penalty has to be a number")
+            }
+            () if off(self.frequency_penalty, f32::MIN, f32::MAX) => {
+                Some("frequency_penalty has to be a number")
+            }
+            () => None,
+        }
+    }
+}
+
 /// A request for text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateRequest {
@@ -232,7 +260,7 @@ pub struct GenerateRequest {
     pub constraint: Option<Constraint>,
     /// What is done with a prompt that is too long.
     pub truncate: Truncate,
-    /// Asks for each token's probability, and for those of this many likeliest ones beside it.
+    /// Asks for each token's probability, and for those of this many likeliest ones beside it, [`MOST_LOGPROBS`] at most.
     pub logprobs: Option<u32>,
     /// Added to the scores of tokens, by their numbers in the model's vocabulary, before a token is chosen; minus
     /// infinity keeps a token out.
@@ -291,11 +319,18 @@ impl GenerateRequest {
         Self::new(Prompt::Raw(text.into()))
     }
 
-    /// What in it does not go together, if anything: a backend refuses it rather than leave a part out.
+    /// What in it is no possible value or does not go together, if anything: a backend refuses it rather than leave a part
+    /// out.
     #[must_use]
     pub fn contradiction(&self) -> Option<&'static str> {
-        if self.logit_bias.values().any(|bias| bias.is_nan()) {
-            return Some("a logit bias has to be a number");
+        if let Some(problem) = self.sampling.problem() {
+            return Some(problem);
+        }
+        if self.logprobs.is_some_and(|alternatives| alternatives > MOST_LOGPROBS) {
+            return Some("a request may ask for 20 alternatives to each token at most (logprobs)");
+        }
+        if self.logit_bias.values().any(|bias| bias.is_nan() || *bias == f32::INFINITY) {
+            return Some("a logit bias has to be a number, or minus infinity");
         }
         if self.tools.is_empty() {
             return None;
@@ -491,6 +526,43 @@ pub struct LabelScore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_no_token_can_be_chosen_by_are_refused() {
+        let refused = |sampling: Sampling| GenerateRequest::raw("x").with_sampling(sampling).contradiction();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.5] {
+            let all = [
+                Sampling { temperature: Some(bad), ..Sampling::default() },
+                Sampling { top_p: Some(bad), ..Sampling::default() },
+                Sampling { min_p: Some(bad), ..Sampling::default() },
+                Sampling { repeat_penalty: Some(bad), ..Sampling::default() },
+            ];
+            assert!(all.into_iter().all(|sampling| refused(sampling).is_some()), "{bad}");
+        }
+        for penalty in [Some(f32::NAN), Some(f32::INFINITY)] {
+            assert!(refused(Sampling { presence_penalty: penalty, ..Sampling::default() }).is_some());
+            assert!(refused(Sampling { frequency_penalty: penalty, ..Sampling::default() }).is_some());
+        }
+        assert!(refused(Sampling { top_p: Some(1.5), ..Sampling::default() }).is_some());
+        assert!(refused(Sampling { repeat_penalty: Some(0.0), ..Sampling::default() }).is_some());
+        let edges = Sampling {
+            temperature: Some(0.0),
+            top_p: Some(1.0),
+            min_p: Some(0.0),
+            repeat_penalty: Some(0.5),
+            presence_penalty: Some(-2.0),
+            frequency_penalty: Some(-2.0),
+            ..Sampling::default()
+        };
+        assert_eq!(refused(edges), None);
+    }
+
+    #[test]
+    fn no_more_alternatives_than_the_most_can_be_asked_for() {
+        let asked = |alternatives| GenerateRequest::raw("x").with_logprobs(alternatives).contradiction();
+        assert_eq!(asked(MOST_LOGPROBS), None);
+        assert!(asked(MOST_LOGPROBS + 1).unwrap().contains(&MOST_LOGPROBS.to_string()));
+    }
 
     #[test]
     fn vectors_get_length_one_and_nothing_stays_nothing() {

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use sarai::core::request::MOST_LOGPROBS;
 use sarai::core::scheduler::Eviction;
 
 /// Several language models at once on one modest machine, within a memory budget.
@@ -113,8 +114,8 @@ pub(super) struct ChatArgs {
     /// Leave out the oldest messages of a conversation that is longer than the context, instead of failing.
     #[arg(long)]
     pub(super) truncate_oldest: bool,
-    /// Give each token's probability, and those of the N likeliest beside it.
-    #[arg(long, value_name = "N", requires = "json")]
+    /// Give each token's probability, and those of the N likeliest beside it, 20 at most.
+    #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u32).range(..=i64::from(MOST_LOGPROBS)))]
     pub(super) logprobs: Option<u32>,
 }
 

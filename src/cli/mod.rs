@@ -5,6 +5,7 @@ mod chat;
 mod check;
 mod demo;
 mod exit;
+mod interrupt;
 mod output;
 mod progress;
 mod ps;
@@ -38,12 +39,7 @@ pub(crate) fn main() -> ExitCode {
                 .fail(&Failure::Io { what: "cannot start the async runtime".to_owned(), source: error });
         }
     };
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = dispatch(args, &output) => result,
-            Ok(()) = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
-        }
-    });
+    let result = runtime.block_on(interrupt::or_interrupted(dispatch(args, &output), &output));
     // Threads that compute a step see that nobody reads any more; the process need not wait for them.
     runtime.shutdown_background();
     match result {

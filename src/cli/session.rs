@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use directories::ProjectDirs;
@@ -13,6 +14,9 @@ use super::progress;
 
 /// How long requests in progress may take to end when a command is done.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// What the command that runs has open, for when it is interrupted.
+static OPEN: Mutex<Option<Sarai>> = Mutex::new(None);
 
 /// A command's configuration and pool.
 pub(super) struct Session {
@@ -43,6 +47,7 @@ impl Session {
             output.warn(&warning.to_string());
         }
         let sarai = Sarai::start(&resolved.config)?;
+        *open() = Some(sarai.clone());
         if output.is_watched() {
             progress::show(sarai.pool());
         }
@@ -52,7 +57,20 @@ impl Session {
     /// Gives all memory back.
     pub(super) async fn close(self) {
         self.sarai.shutdown(GRACE).await;
+        open().take();
     }
+}
+
+/// Closes what an interrupted command has left open. Its requests are given up already.
+pub(super) async fn close_open() {
+    let sarai = open().clone();
+    if let Some(sarai) = sarai {
+        sarai.shutdown(GRACE).await;
+    }
+}
+
+fn open() -> MutexGuard<'static, Option<Sarai>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The file that was named, or the first default that is there.

@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod conversations;
 mod errors;
 mod metrics;
 mod program;
 mod residency;
 mod sharing;
+mod weights;
 
 use std::path::{Path, PathBuf};
 

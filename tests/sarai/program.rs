@@ -256,6 +256,38 @@ fn a_conversation_goes_on_until_its_input_ends_and_its_metrics_can_be_read_meanw
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_conversation_is_kept_and_goes_on() {
+    for signal in ["INT", "TERM"] {
+        let site = Site::new();
+        let config =
+            include_str!("../../config/demo.yaml").replace("sessions: {max_gb: 0}", "sessions: {path: kept}");
+        site.write("config/demo.yaml", config);
+        let question = "the dog and the cat are here and now ".repeat(15);
+        let mut child = Command::new(assert_cmd::cargo::cargo_bin!("sarai"))
+            .args(["--config", "config/demo.yaml", "chat", "lfm2", "--max-tokens", "8", "--temperature", "0"])
+            .current_dir(site.folder.path())
+            .env_clear()
+            .env("HOME", site.folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        writeln!(stdin, "{question}").unwrap();
+        assert!(!answers.next().unwrap().unwrap().is_empty());
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        let (answer, _, _) =
+            site.json(&nobody(), &["chat", "lfm2", question.trim_end(), "--max-tokens", "2"]);
+        assert!(answer["cached_tokens"].as_u64().unwrap() > 32, "{signal}: {answer}");
+    }
+}
+
 fn reqwest_get(url: &str) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { reqwest::get(url).await.unwrap().text().await.unwrap() })

@@ -13,7 +13,36 @@ use crate::Error;
 const MOST_LAYERS: u64 = 512;
 
 /// The types I8, I16, I32, I64 and F64 (`ggml_type`).
-const INTEGERS: std::ops::RangeInclusive<u32> = 24..=28;
+pub(super) const INTEGERS: std::ops::RangeInclusive<u32> = 24..=28;
+
+/// Architectures whose graphs ask that keys and values of a head are of one length and turned as a whole; of all that do,
+/// those that are common.
+const WHOLE_HEADS: [&str; 24] = [
+    "baichuan",
+    "deepseek",
+    "exaone",
+    "falcon",
+    "granite",
+    "internlm2",
+    "llama",
+    "llama4",
+    "mistral3",
+    "olmo",
+    "olmo2",
+    "olmoe",
+    "orion",
+    "qwen2",
+    "qwen2moe",
+    "qwen2vl",
+    "qwen3",
+    "qwen3moe",
+    "qwen3vl",
+    "qwen3vlmoe",
+    "seed_oss",
+    "smollm3",
+    "starcoder2",
+    "xverse",
+];
 
 /// The highest `pooling_type` (`LLAMA_POOLING_TYPE_RANK`).
 const POOLING_RANK: u64 = 4;
@@ -46,11 +75,9 @@ pub(super) fn check(header: &Header) -> Result<(), Error> {
     }
     check_blocks(header)?;
     check_vocabulary(header)?;
-    if header
-        .array("{arch}.rope.dimension_sections")
-        .is_some_and(|all| all.iter().all(|n| *n == Value::Int(0)))
-    {
-        return Err(header.bad(format!("has only zeros in {architecture}.rope.dimension_sections")));
+    check_sections(header)?;
+    if WHOLE_HEADS.contains(&architecture) {
+        check_whole_heads(header)?;
     }
     match architecture {
         "gemma-embedding" => check_gemma_embedding(header),
@@ -216,7 +243,7 @@ fn check_vocabulary(header: &Header) -> Result<(), Error> {
         // llama.cpp reads them as C strings.
         let token = token.split('\0').next().unwrap_or_default();
         if !seen.insert(token) {
-            return Err(header.bad(format!("has the token {token:?} twice in its vocabulary")));
+            return Err(header.bad(format!("has the token {token:?} twice in tokenizer.ggml.tokens")));
         }
     }
     for key in ["bos", "eos", "unknown", "padding", "seperator", "cls", "mask"] {
@@ -237,10 +264,59 @@ fn check_vocabulary(header: &Header) -> Result<(), Error> {
     Ok(())
 }
 
+/// ggml asks that one of the first three is above 0 (`ggml_compute_forward_rope`), and divides by their sum.
+fn check_sections(header: &Header) -> Result<(), Error> {
+    let numbers: Vec<Option<u64>> = match header.value("{arch}.rope.dimension_sections") {
+        Some(Value::Array(each)) => each.iter().map(Value::as_int).collect(),
+        Some(one) => vec![one.as_int()],
+        None => return Ok(()),
+    };
+    let key = format!("{}.rope.dimension_sections", header.architecture());
+    if numbers.iter().any(|number| number.is_none_or(|number| number > u64::from(u16::MAX))) {
+        return Err(header.bad(format!("has no usable {key}")));
+    }
+    if numbers.iter().take(3).all(|number| *number == Some(0)) {
+        return Err(header.bad(format!("has only zeros in {key}")));
+    }
+    Ok(())
+}
+
+fn check_whole_heads(header: &Header) -> Result<(), Error> {
+    let key = head_length(header, "key");
+    let turned = header.int("{arch}.rope.dimension_count").unwrap_or(key);
+    for (name, length) in
+        [("attention.value_length", head_length(header, "value")), ("rope.dimension_count", turned)]
+    {
+        if length != key {
+            let architecture = header.architecture();
+            return Err(
+                header.bad(format!("has a {architecture}.{name} of {length}, where its heads have {key}"))
+            );
+        }
+    }
+    Ok(())
+}
+
 fn check_gemma_embedding(header: &Header) -> Result<(), Error> {
-    let width = header.int("{arch}.embedding_length");
-    if header.tensor("dense_2.weight").is_some() && header.int("{arch}.dense_2_feat_in") != width {
-        return Err(header.bad("has a dense_2_feat_in that differs from its embedding_length"));
+    let width = header.int("{arch}.embedding_length").unwrap_or(0);
+    let number = |key: &str| header.int(&format!("{{arch}}.{key}")).unwrap_or(0);
+    let tensor = |name: &str| header.tensor(name).is_some();
+    for (key, there) in
+        [("dense_2_feat_in", tensor("dense_2.weight")), ("dense_3_feat_out", tensor("dense_3.weight"))]
+    {
+        if number(key) != width && (there || number(key) != 0) {
+            return Err(header.bad(format!("has a {key} that differs from its embedding_length")));
+        }
+    }
+    if tensor("dense_3.weight") {
+        let (key, comes) = if tensor("dense_2.weight") {
+            ("dense_2_feat_out", number("dense_2_feat_out"))
+        } else {
+            ("embedding_length", width)
+        };
+        if number("dense_3_feat_in") != comes {
+            return Err(header.bad(format!("has a dense_3_feat_in that differs from its {key}")));
+        }
     }
     check_heads(header)?;
     // The cache for full attention must have a block; by default every sixth has it.
@@ -316,7 +392,7 @@ mod tests {
     #[test]
     fn what_would_end_the_process_is_refused_and_named() {
         let model = Model::new(Kind::Llama);
-        assert!(message(&model, &Damage::DuplicateToken).contains("twice in its vocabulary"));
+        assert!(message(&model, &Damage::DuplicateToken).contains("twice in tokenizer.ggml.tokens"));
         assert!(message(&model, &Damage::BlockCount(0)).contains("no usable llama.block_count"));
         assert!(message(&model, &Damage::BlockCount(40)).contains("no tensors of block 2"));
         assert!(message(&model, &Damage::BlockCount(9999)).contains("512 are the most"));
@@ -330,8 +406,43 @@ mod tests {
     }
 
     #[test]
+    fn rotary_sections_of_zeros_and_dense_modules_of_another_width_are_refused_and_named() {
+        let model = Model::new(Kind::Qwen2Vl);
+        let key = "qwen2vl.rope.dimension_sections";
+        let zeros = message(&model, &Damage::Zeros(key.into(), 4));
+        assert!(zeros.ends_with(&format!("has only zeros in {key}")), "{zeros}");
+        for (sections, said) in [
+            (vec![0, 0, 0, 9], "has only zeros in"),
+            (vec![4, -4, 0, 0], "has no usable"),
+            (vec![1 << 20, 0, 0, 0], "has no usable"),
+        ] {
+            let mut header = header(Kind::Qwen2Vl);
+            let numbers = sections.into_iter().map(|n: i128| Value::Int(n)).collect();
+            header.values.insert(key.to_owned(), Value::Array(numbers));
+            let refused = check(&header).unwrap_err().to_string();
+            assert!(refused.contains(&format!("{said} {key}")), "{refused}");
+        }
+        let model = Model::new(Kind::GemmaEmbedding).dense(true);
+        for key in ["dense_2_feat_in", "dense_3_feat_in", "dense_3_feat_out"] {
+            let narrow = message(&model, &Damage::Number(format!("gemma-embedding.{key}"), 128));
+            assert!(narrow.contains(&format!("has a {key} that differs")), "{narrow}");
+        }
+    }
+
+    #[test]
+    fn heads_that_are_not_turned_as_a_whole_are_refused_where_the_graph_asks_for_it() {
+        let model = Model::new(Kind::Qwen2Vl);
+        for key in ["qwen2vl.rope.dimension_count", "qwen2vl.attention.value_length"] {
+            let refused = message(&model, &Damage::Number(key.into(), 16));
+            assert!(refused.contains(&format!("has a {key} of 16, where its heads have 32")), "{refused}");
+        }
+    }
+
+    #[test]
     fn every_synthetic_kind_passes() {
-        for kind in [Kind::Llama, Kind::Lfm2, Kind::BertEmbedding, Kind::GemmaEmbedding, classifier()] {
+        for kind in
+            [Kind::Llama, Kind::Lfm2, Kind::Qwen2Vl, Kind::BertEmbedding, Kind::GemmaEmbedding, classifier()]
+        {
             check(&header(kind)).unwrap();
         }
     }

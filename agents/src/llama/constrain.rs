@@ -9,12 +9,9 @@ use llguidance::api::TopLevelGrammar;
 use sarai_core::request::Constraint;
 use serde_json::{Value, json};
 
+use super::grammar;
 use super::load::Loaded;
 use crate::Error;
-
-/// Longest grammar, and deepest nesting in it: llama.cpp reads it recursively.
-const LONGEST_GRAMMAR: usize = 1 << 20;
-const DEEPEST_GRAMMAR: usize = 64;
 
 /// The form of an answer, as far as it has come.
 pub(super) enum Form {
@@ -34,7 +31,9 @@ impl Form {
                 }
             }
             Constraint::Grammar(text) => {
-                check_grammar(text).map_err(|reason| Error::BadGrammar { reason })?;
+                let vocab = loaded.model().vocab();
+                let is_token = |text: &str| vocab.tokenize(text.as_bytes(), false, true).len() == 1;
+                grammar::check(text, &is_token).map_err(|reason| Error::BadGrammar { reason })?;
                 let grammar = LlamaSampler::grammar(loaded.model(), text, "root");
                 grammar.map(Self::Grammar).map_err(|error| Error::BadGrammar { reason: error.to_string() })
             }
@@ -95,58 +94,4 @@ fn with_few_blanks(mut schema: Value) -> Value {
 
 fn stuck(reason: &dyn std::fmt::Display) -> Error {
     Error::Constraint { reason: reason.to_string() }
-}
-
-/// What llama.cpp's own reader would not survive, or would only tell on stderr.
-fn check_grammar(text: &str) -> Result<(), String> {
-    if text.len() > LONGEST_GRAMMAR {
-        return Err(format!("it is longer than {LONGEST_GRAMMAR} bytes"));
-    }
-    if text.contains('\0') {
-        return Err("it has a NUL byte".to_owned());
-    }
-    let mut depth = 0_usize;
-    let (mut in_text, mut in_class, mut escaped) = (false, false, false);
-    for (line, content) in text.lines().enumerate() {
-        let mut in_comment = false;
-        for c in content.chars() {
-            match c {
-                _ if in_comment => {}
-                _ if escaped => escaped = false,
-                '\\' if in_text || in_class => escaped = true,
-                '"' if !in_class => in_text = !in_text,
-                '[' if !in_text && !in_class => in_class = true,
-                ']' if in_class => in_class = false,
-                _ if in_text || in_class => {}
-                '#' => in_comment = true,
-                '(' => depth += 1,
-                ')' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            if depth > DEEPEST_GRAMMAR {
-                return Err(format!("line {}: groups are nested deeper than {DEEPEST_GRAMMAR}", line + 1));
-            }
-        }
-    }
-    let is_root = |line: &str| {
-        line.trim_start().strip_prefix("root").is_some_and(|rest| rest.trim_start().starts_with("::="))
-    };
-    if !text.lines().any(is_root) {
-        return Err("it has no rule `root`".to_owned());
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grammar_that_llama_cpp_would_not_survive_is_refused_with_its_place() {
-        assert_eq!(check_grammar("root ::= \"(((\" [(] # (((\n"), Ok(()));
-        let deep = format!("a ::= \"x\"\nroot ::= {}\"x\"", "(".repeat(10_000));
-        assert_eq!(check_grammar(&deep).unwrap_err(), "line 2: groups are nested deeper than 64");
-        assert_eq!(check_grammar("rot ::= \"x\"").unwrap_err(), "it has no rule `root`");
-        assert!(check_grammar("root ::= \"\0\"").is_err());
-    }
 }

@@ -127,7 +127,7 @@ impl<'m> Context<'m> {
             pool: None,
             not_send: PhantomData,
         };
-        if !runtime::GNU_OPENMP {
+        if !runtime::gnu_openmp() {
             context.attach_pool(shape.threads);
         }
         if shape.scoreless && KEEPS_SCORES {

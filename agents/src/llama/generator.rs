@@ -32,6 +32,10 @@ impl Generator {
     ) -> Result<Self, Failure> {
         let coming = Coming::default();
         let seen = coming.clone();
+        if header.text("tokenizer.chat_template").is_none() {
+            let path = settings.path.display();
+            tracing::warn!(%path, "the file has no chat template; conversations are put into ChatML, which the model may not know");
+        }
         let thread =
             Thread::start(settings, header, request, move |workplace| work(workplace, &seen)).await?;
         Ok(Self { thread, coming })

@@ -39,6 +39,8 @@ pub(crate) struct TensorInfo {
 /// chat templates some 10⁴ characters.
 const LONGEST_TEXT: u64 = 16 << 20;
 const MOST_ENTRIES: u64 = 8 << 20;
+/// What a header may take in memory. One with half a million tokens and as many merges takes 60 MB.
+const MOST_BYTES: usize = 256 << 20;
 
 impl Header {
     /// Reads a file up to the end of its tensor table and checks that the tensors lie within the file.
@@ -49,9 +51,24 @@ impl Header {
         if metadata.is_dir() {
             return Err(bad(path, "is a folder, not a GGUF file"));
         }
-        let mut reader =
-            Reader { path, input: BufReader::with_capacity(1 << 20, file), at: 0, len: metadata.len() };
+        let mut reader = Reader {
+            path,
+            input: BufReader::with_capacity(1 << 20, file),
+            at: 0,
+            len: metadata.len(),
+            held: 0,
+        };
         reader.header()
+    }
+
+    /// What of it is needed once llama.cpp has the file: neither its vocabulary and other lists, nor texts and tensors.
+    pub(crate) fn into_numbers(mut self) -> Self {
+        self.values.retain(|key, value| match value {
+            Value::Array(_) => false,
+            Value::Text(_) => key == "general.architecture",
+            Value::Int(_) | Value::Float(_) | Value::Bool(_) => true,
+        });
+        Self { tensors: Vec::new(), ..self }
     }
 
     /// The value of `key` where `{arch}.` stands for the model's architecture.
@@ -114,6 +131,8 @@ struct Reader<'a> {
     input: BufReader<File>,
     at: u64,
     len: u64,
+    /// What is in memory of it so far, in bytes.
+    held: usize,
 }
 
 impl Reader<'_> {
@@ -129,6 +148,7 @@ impl Reader<'_> {
         let value_count = self.count("metadata entries")?;
         let mut values = BTreeMap::new();
         for _ in 0..value_count {
+            self.hold(2 * size_of::<Value>())?;
             let key = self.text()?;
             let kind = self.u32()?;
             let value = self.value(kind, 0)?;
@@ -139,6 +159,7 @@ impl Reader<'_> {
         let mut tensors = Vec::new();
         let mut ends = 0;
         for _ in 0..tensor_count {
+            self.hold(size_of::<TensorInfo>() + size_of::<[u64; 4]>())?;
             let (tensor, offset) = self.tensor()?;
             ends = ends.max(offset.saturating_add(tensor.bytes));
             tensors.push(tensor);
@@ -205,6 +226,7 @@ impl Reader<'_> {
             9 if depth < 2 => {
                 let kind = self.u32()?;
                 let count = self.count("entries of an array")?;
+                self.hold(count as usize * size_of::<Value>())?;
                 Value::Array((0..count).map(|_| self.value(kind, depth + 1)).collect::<Result<_, _>>()?)
             }
             10 => Value::Int(i128::from(self.u64()?)),
@@ -219,6 +241,7 @@ impl Reader<'_> {
         if length > LONGEST_TEXT || length > self.len - self.at {
             return Err(self.bad(format!("is truncated or damaged: a text of {length} bytes does not fit")));
         }
+        self.hold(length as usize)?;
         let mut text = vec![0; length as usize];
         self.fill(&mut text)?;
         // Vocabularies hold single bytes of characters: such a token is not UTF-8 and need not be.
@@ -233,6 +256,17 @@ impl Reader<'_> {
             return Err(self.bad(format!("is truncated or damaged: {count} {what} do not fit")));
         }
         Ok(count)
+    }
+
+    /// Before so many bytes more are kept: a small part of a file may become many times as much.
+    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+        self.held = self.held.saturating_add(bytes);
+        if self.held > MOST_BYTES {
+            let most = MOST_BYTES >> 20;
+            return Err(self
+                .bad(format!("is damaged or not a model: its header takes more than {most} MB of memory")));
+        }
+        Ok(())
     }
 
     fn u32(&mut self) -> Result<u32, Error> {
@@ -342,6 +376,33 @@ mod tests {
         assert!(message(Damage::Truncated(5000)).contains("truncated"));
         let text = read(b"hello, I am a text file").unwrap_err().to_string();
         assert!(text.ends_with("is not a GGUF file: it starts with \"hell\""), "{text}");
+    }
+
+    #[test]
+    fn a_header_that_would_grow_beyond_all_measure_is_refused_before_it_does() {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(3_u32.to_le_bytes());
+        bytes.extend(0_u64.to_le_bytes());
+        bytes.extend(4_u64.to_le_bytes());
+        for key in ["a", "b", "c", "d"] {
+            bytes.extend(1_u64.to_le_bytes());
+            bytes.extend(key.as_bytes());
+            // An array of bytes, each of which is a value in memory.
+            bytes.extend([9_u32.to_le_bytes(), 0_u32.to_le_bytes()].concat());
+            bytes.extend((4_u64 << 20).to_le_bytes());
+            bytes.resize(bytes.len() + (4 << 20), 0);
+        }
+        let refused = read(&bytes).unwrap_err();
+        assert!(matches!(refused, Error::BadFile { .. }));
+        assert!(refused.to_string().contains("its header takes more than 256 MB of memory"), "{refused}");
+    }
+
+    #[test]
+    fn a_header_is_left_without_vocabulary_and_tensors_once_its_file_is_loaded() {
+        let header = read(&Model::new(Kind::Lfm2).to_bytes().unwrap()).unwrap().into_numbers();
+        assert_eq!((header.architecture(), header.int("{arch}.block_count")), ("lfm2", Some(4)));
+        assert!(header.tensors.is_empty() && header.array("tokenizer.ggml.tokens").is_none());
+        assert!(header.text("tokenizer.chat_template").is_none());
     }
 
     proptest::proptest! {

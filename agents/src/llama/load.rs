@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::SystemTime;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
 
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::sampling::LlamaSampler;
@@ -39,12 +39,12 @@ struct Identity {
 
 impl Loaded {
     /// Loads a file whose header was checked, with progress, until its caller stops it. Where the same weights are
-    /// loaded already, they are shared.
+    /// loaded already, or just being loaded, they are shared. Returns whether they are.
     pub(super) fn load(
         settings: &GgufSettings,
         repacked: bool,
         request: &LoadRequest,
-    ) -> Result<Arc<Self>, Error> {
+    ) -> Result<(Arc<Self>, bool), Error> {
         let _backend = runtime::backend()?;
         let mut on_progress = |fraction: f32| {
             (request.progress)(fraction);
@@ -55,19 +55,21 @@ impl Loaded {
             return Err(Error::LoadCancelled { path });
         }
         let identity = Identity::of(settings, repacked)?;
-        if let Some(shared) = shared().get(&identity).and_then(Weak::upgrade) {
-            on_progress(1.0);
-            return Ok(shared);
-        }
+        let loading = match Loading::begin(&identity, || request.cancel.is_cancelled()) {
+            Begun::Shared(shared) => {
+                on_progress(1.0);
+                return Ok((shared, true));
+            }
+            Begun::Stopped => return Err(Error::LoadCancelled { path }),
+            Begun::Own(loading) => loading,
+        };
         let Some(model) = load(&settings.path, identity.repacked, &mut on_progress) else {
             let cancelled = request.cancel.is_cancelled();
             return Err(if cancelled { Error::LoadCancelled { path } } else { Error::LoadFailed { path } });
         };
         let loaded = Arc::new(Self { model, path, changes: Mutex::new(()), schemas: OnceLock::new() });
-        let mut shared = shared();
-        shared.retain(|_, held| held.strong_count() > 0);
-        shared.insert(identity, Arc::downgrade(&loaded));
-        Ok(loaded)
+        loading.end(&loaded);
+        Ok((loaded, false))
     }
 
     pub(super) fn model(&self) -> &LlamaModel {
@@ -134,10 +136,73 @@ impl Identity {
     }
 }
 
-/// The weights in memory. A load that runs beside one of the same file, in the other lane, is not shared: it costs
-/// memory that both have reserved, and nothing else.
-fn shared() -> std::sync::MutexGuard<'static, BTreeMap<Identity, Weak<Loaded>>> {
-    static SHARED: Mutex<BTreeMap<Identity, Weak<Loaded>>> = Mutex::new(BTreeMap::new());
+/// How often a load that waits for another one's weights looks whether its caller stops it.
+const LOOKS: Duration = Duration::from_millis(50);
+
+/// The weights in memory, and those on their way there. An LLM and a helper on one file load side by side: the second one
+/// waits for the first one's weights instead of reading them again.
+static SHARED: Mutex<BTreeMap<Identity, Weights>> = Mutex::new(BTreeMap::new());
+static ENDED: Condvar = Condvar::new();
+
+enum Weights {
+    Loading,
+    Loaded(Weak<Loaded>),
+}
+
+/// A load of weights that nobody has yet. However it ends, those who wait for it go on.
+struct Loading<'i>(&'i Identity);
+
+enum Begun<'i> {
+    Shared(Arc<Loaded>),
+    Own(Loading<'i>),
+    /// By its caller, while it waited.
+    Stopped,
+}
+
+impl<'i> Loading<'i> {
+    fn begin(identity: &'i Identity, stops: impl Fn() -> bool) -> Begun<'i> {
+        let mut all = shared();
+        loop {
+            match all.get(identity) {
+                Some(Weights::Loaded(loaded)) => {
+                    if let Some(loaded) = loaded.upgrade() {
+                        return Begun::Shared(loaded);
+                    }
+                }
+                Some(Weights::Loading) if stops() => return Begun::Stopped,
+                Some(Weights::Loading) => {
+                    all = ENDED.wait_timeout(all, LOOKS).unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
+                }
+                None => {}
+            }
+            all.insert(identity.clone(), Weights::Loading);
+            return Begun::Own(Self(identity));
+        }
+    }
+
+    fn end(self, loaded: &Arc<Loaded>) {
+        let mut all = shared();
+        all.retain(|_, weights| match weights {
+            Weights::Loading => true,
+            Weights::Loaded(held) => held.strong_count() > 0,
+        });
+        all.insert(self.0.clone(), Weights::Loaded(Arc::downgrade(loaded)));
+    }
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        let mut all = shared();
+        if matches!(all.get(self.0), Some(Weights::Loading)) {
+            all.remove(self.0);
+        }
+        ENDED.notify_all();
+    }
+}
+
+fn shared() -> MutexGuard<'static, BTreeMap<Identity, Weights>> {
+    // Nothing panics while it is held.
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -184,14 +249,18 @@ mod tests {
 
     use super::*;
 
+    fn request(cancel: CancellationToken) -> LoadRequest {
+        LoadRequest { cancel, ..LoadRequest::new(Estimate::default()) }
+    }
+
     #[test]
     fn a_file_that_is_loaded_in_the_same_way_is_loaded_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         Model::new(Kind::Llama).write_to(&path).unwrap();
         let settings = GgufSettings::new(&path, Capability::Generate);
-        let request = LoadRequest::new(Estimate::default());
-        let load = |repacked| Loaded::load(&settings, repacked, &request).unwrap();
+        let request = request(CancellationToken::new());
+        let load = |repacked| Loaded::load(&settings, repacked, &request).unwrap().0;
         let first = load(false);
         assert!(Arc::ptr_eq(&first, &load(false)));
         assert!(!Arc::ptr_eq(&first, &load(true)), "held in another way");
@@ -199,5 +268,80 @@ mod tests {
         Model::new(Kind::Llama).n_layer(3).write_to(&path).unwrap();
         let changed = load(false);
         assert_eq!(changed.model().n_layer(), 3, "another file by now");
+    }
+
+    type Outcome = Result<(Arc<Loaded>, bool), Error>;
+
+    /// Runs `second` while a first load of the same file stands still at its beginning; `goes_on` lets that go on.
+    fn beside_a_load(
+        fails: bool,
+        second: impl FnOnce(&GgufSettings, &dyn Fn()) -> Outcome,
+    ) -> (Outcome, Outcome) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        Model::new(Kind::Llama).write_to(&path).unwrap();
+        let settings = GgufSettings::new(&path, Capability::Generate);
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let may_go_on = Mutex::new(may_go_on);
+        let cancel = CancellationToken::new();
+        let hold = {
+            let cancel = cancel.clone();
+            let begun = Mutex::new(Some(begun));
+            move |fraction: f32| {
+                // The first report comes before the load has begun.
+                if fraction > 0.0
+                    && let Some(begun) = begun.lock().unwrap().take()
+                {
+                    begun.send(()).unwrap();
+                    if may_go_on.lock().unwrap().recv().is_ok() && fails {
+                        cancel.cancel();
+                    }
+                }
+            }
+        };
+        let first = LoadRequest { estimate: Estimate::default(), cancel, progress: Arc::new(hold) };
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| Loaded::load(&settings, true, &first));
+            has_begun.recv().unwrap();
+            let second = second(&settings, &|| go_on.send(()).unwrap());
+            drop(go_on);
+            (first.join().unwrap(), second)
+        })
+    }
+
+    #[test]
+    fn two_loads_of_a_file_at_once_read_it_once() {
+        let second = |settings: &GgufSettings, go_on: &dyn Fn()| {
+            go_on();
+            Loaded::load(settings, true, &request(CancellationToken::new()))
+        };
+        let (first, second) = beside_a_load(false, second);
+        let ((first, first_shared), (second, second_shared)) = (first.unwrap(), second.unwrap());
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!((first_shared, second_shared), (false, true));
+    }
+
+    #[test]
+    fn a_load_that_waits_for_another_ones_weights_hears_its_own_cancel_and_that_the_other_has_failed() {
+        let cancelled = |settings: &GgufSettings, _: &dyn Fn()| {
+            let cancel = CancellationToken::new();
+            let request = request(cancel.clone());
+            std::thread::scope(|scope| {
+                let waits = scope.spawn(|| Loaded::load(settings, true, &request));
+                cancel.cancel();
+                waits.join().unwrap()
+            })
+        };
+        let (first, second) = beside_a_load(false, cancelled);
+        assert!(matches!(second, Err(Error::LoadCancelled { .. })), "{second:?}");
+        assert!(first.is_ok());
+        let loads_itself = |settings: &GgufSettings, go_on: &dyn Fn()| {
+            go_on();
+            Loaded::load(settings, true, &request(CancellationToken::new()))
+        };
+        let (first, second) = beside_a_load(true, loads_itself);
+        assert!(matches!(first, Err(Error::LoadCancelled { .. })), "{first:?}");
+        assert!(!second.unwrap().1, "it has read the file itself");
     }
 }

@@ -1,12 +1,12 @@
 //! GGUF files in this process, through llama.cpp.
 //!
-//! The way of a file: its header is read and checked (`header.rs`, `check.rs`), its size estimated (`estimate.rs`), it is
+//! The way of a file: its header is read and checked (`header.rs`, `check.rs`, `projector.rs`), its size estimated (`estimate.rs`), it is
 //! loaded (`load.rs`) on a thread of its own (`thread.rs`) into a context (`context.rs`). A model that generates then
 //! serves all its requests in one loop (`engine/`, behind `generator.rs`), as does one that reads whole texts
 //! (`encoder.rs`).
 //!
 //! The way of a request for text: template and tokens (`prompt.rs`, `template.rs`), the loop, and for each token its
-//! choice (`sampling.rs`, `constrain.rs`) and its text (`text.rs`, `tools.rs`).
+//! choice (`sampling.rs`, `constrain.rs`, `grammar.rs`) and its text (`text.rs`, `tools.rs`).
 
 mod check;
 mod constrain;
@@ -15,10 +15,12 @@ mod encoder;
 mod engine;
 mod estimate;
 mod generator;
+mod grammar;
 mod header;
 mod load;
 mod log;
 mod measure;
+mod projector;
 mod prompt;
 mod record;
 mod runtime;
@@ -30,6 +32,7 @@ mod took;
 mod tools;
 mod weights;
 
+pub use runtime::set_free_running;
 pub use sessions::SessionStore;
 
 use std::path::PathBuf;
@@ -71,6 +74,8 @@ pub struct GgufSettings {
     pub parallel: Option<usize>,
     /// LoRA adapters, and the scale of each.
     pub lora: Vec<(PathBuf, f32)>,
+    /// The projector for images and audio. It is checked with the model, and not used yet.
+    pub mmproj: Option<PathBuf>,
     /// Where conversations are kept when they have to leave the context; `None` keeps none.
     pub sessions: Option<Arc<SessionStore>>,
 }
@@ -90,6 +95,7 @@ impl GgufSettings {
             threads: None,
             parallel: None,
             lora: Vec::new(),
+            mmproj: None,
             sessions: None,
         }
     }
@@ -165,6 +171,9 @@ fn read_header(settings: &GgufSettings) -> Result<Header, Error> {
     check::check(&header)?;
     check::suits(&header, settings.purpose)?;
     check::can_keep(&header, settings.kv_cache_type)?;
+    if let Some(mmproj) = &settings.mmproj {
+        projector::check_projector(mmproj, header.int("{arch}.embedding_length").unwrap_or(0))?;
+    }
     Ok(header)
 }
 

@@ -27,7 +27,7 @@ struct Template<'a> {
     markers: Markers,
     tools: &'a [Tool],
     /// Tools for a model whose template does not know them.
-    instructions: Option<Message>,
+    instructions: Option<String>,
 }
 
 /// The format in which a model calls tools.
@@ -84,8 +84,7 @@ impl<'a> Template<'a> {
         };
         let own = own_template(loaded);
         let knows_tools = own.as_deref().and_then(Format::of).is_some();
-        let instructions =
-            (!tools.is_empty() && !knows_tools).then(|| Message::system(tools::instructions(tools)));
+        let instructions = (!tools.is_empty() && !knows_tools).then(|| tools::instructions(tools));
         let markers = Markers { bos: marker(vocab.bos()), eos: marker(vocab.eos()) };
         Self { loaded, own, markers, tools: if knows_tools { tools } else { &[] }, instructions }
     }
@@ -94,7 +93,7 @@ impl<'a> Template<'a> {
         let with_instructions: Vec<Message>;
         let messages = match &self.instructions {
             Some(instructions) => {
-                with_instructions = std::iter::once(instructions).chain(messages).cloned().collect();
+                with_instructions = with(messages, instructions);
                 &with_instructions
             }
             None => messages,
@@ -127,31 +126,66 @@ impl<'a> Template<'a> {
         (common > 0).then_some(common)
     }
 
-    /// The instructions and as many of the newest messages as fit; the last one in any case.
+    /// The instructions and as many of the newest turns as fit, each of them whole: templates may insist that roles
+    /// alternate. Of the last turn, where that is too long alone, the question and the newest of what followed on it.
     fn newest(
         &self,
         messages: &[Message],
         fits: impl Fn(&[LlamaToken]) -> bool,
     ) -> Result<Vec<LlamaToken>, Error> {
-        let leading = leading(messages).min(messages.len().saturating_sub(1));
-        let without = |oldest: usize| {
-            let kept: Vec<Message> =
-                messages[..leading].iter().chain(&messages[leading + oldest..]).cloned().collect();
-            self.tokenize(&self.render(&kept, true)?)
-        };
-        let most = messages.len() - leading - 1;
+        let shorter = shorter(messages);
+        let tokens = |at: usize| self.tokenize(&self.render(&shorter[at].of(messages), true)?);
         // The more is left out, the shorter it is: the least that is enough, by halving.
-        let (mut too_few, mut enough) = (0, most);
-        while enough - too_few > 1 {
-            let middle = usize::midpoint(too_few, enough);
-            // A template may refuse a conversation that begins with an answer; one more is left out then.
-            match without(middle) {
-                Ok(tokens) if fits(&tokens) => enough = middle,
-                Ok(_) | Err(_) => too_few = middle,
+        let (mut enough, mut most) = (0, shorter.len() - 1);
+        while enough < most {
+            let middle = usize::midpoint(enough, most);
+            if fits(&tokens(middle)?) {
+                most = middle;
+            } else {
+                enough = middle + 1;
             }
         }
-        without(enough)
+        tokens(enough)
     }
+}
+
+/// Messages with instructions in their leading system message: many templates take one and no more.
+fn with(messages: &[Message], instructions: &str) -> Vec<Message> {
+    match messages {
+        [first, rest @ ..] if first.role == Role::System => {
+            let merged = Message::system(format!("{}\n\n{instructions}", first.content));
+            std::iter::once(&merged).chain(rest).cloned().collect()
+        }
+        _ => std::iter::once(&Message::system(instructions)).chain(messages).cloned().collect(),
+    }
+}
+
+/// What is left of a conversation besides its instructions.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// The question of the last turn, where that has lost what followed on it first.
+    question: Option<usize>,
+    /// All from here on.
+    from: usize,
+}
+
+impl Left {
+    fn of(self, messages: &[Message]) -> Vec<Message> {
+        let question = self.question.map(|at| &messages[at]);
+        messages[..leading(messages)].iter().chain(question).chain(&messages[self.from..]).cloned().collect()
+    }
+}
+
+/// What may be left of a conversation: all but its oldest turn, then less and less turns, at last less and less of what
+/// followed on the last question. A turn begins with what its user says. Never empty.
+fn shorter(messages: &[Message]) -> Vec<Left> {
+    let begins = leading(messages);
+    let of = |role: Role| (begins..messages.len()).filter(move |at| messages[*at].role == role);
+    let question = of(Role::User).last();
+    let turns = of(Role::User).filter(|at| *at > begins).map(|from| Left { question: None, from });
+    let parts = of(Role::Assistant).filter(|from| question.is_some_and(|question| *from > question + 1));
+    let all: Vec<Left> = turns.chain(parts.map(|from| Left { question, from })).collect();
+    if all.is_empty() { vec![Left { question: None, from: begins }] } else { all }
 }
 
 /// Messages at the beginning that are instructions.
@@ -167,4 +201,48 @@ pub(super) fn common(a: &[LlamaToken], b: &[LlamaToken]) -> usize {
 fn own_template(loaded: &Loaded) -> Option<String> {
     let own = loaded.model().chat_template(None).ok()?;
     Some(own.as_c_str().to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use sarai_core::request::ToolCall;
+
+    use super::*;
+
+    fn said(messages: &[Message]) -> String {
+        messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn whole_turns_go_from_the_oldest_and_then_parts_of_the_last_answer() {
+        let calls = |text: &str| {
+            let call = ToolCall { name: "f".into(), arguments: serde_json::Map::new() };
+            Message::assistant(text).with_tool_calls(vec![call])
+        };
+        let messages = [
+            Message::system("sys"),
+            Message::assistant("a0"),
+            Message::user("u1"),
+            Message::assistant("a1"),
+            Message::user("u2"),
+            calls("c1"),
+            Message::tool("f", "t1"),
+            calls("c2"),
+            Message::tool("f", "t2"),
+        ];
+        let left = |messages: &[Message]| -> Vec<String> {
+            shorter(messages).iter().map(|left| said(&left.of(messages))).collect()
+        };
+        assert_eq!(left(&messages), ["sys u1 a1 u2 c1 t1 c2 t2", "sys u2 c1 t1 c2 t2", "sys u2 c2 t2"]);
+        assert_eq!(left(&[Message::user("u")]), ["u"]);
+        assert_eq!(left(&[Message::system("s")]), ["s"]);
+    }
+
+    #[test]
+    fn instructions_join_the_system_message_that_is_there() {
+        let merged = with(&[Message::system("Be brief."), Message::user("Hi")], "Tools: none");
+        assert_eq!(merged, [Message::system("Be brief.\n\nTools: none"), Message::user("Hi")]);
+        let alone = with(&[Message::user("Hi")], "Tools: none");
+        assert_eq!(alone, [Message::system("Tools: none"), Message::user("Hi")]);
+    }
 }

@@ -1,6 +1,6 @@
 //! What this process has once for all models: llama.cpp itself, the turns of loads, the CPUs and who gets how many.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use llama_cpp_2::llama_backend::LlamaBackend;
@@ -23,8 +23,8 @@ pub(super) fn backend() -> Result<&'static LlamaBackend, Error> {
     started.as_ref().map_err(|source| Error::Runtime { source: Arc::clone(source) })
 }
 
-/// A load's turn. LLMs load one after another, helpers too, but a helper never waits for an LLM: its own load is short.
-/// llama.cpp reads and maps files side by side.
+/// A load's turn. LLMs load one after another, helpers too, but a helper waits for an LLM only where both are on one file:
+/// its own load is short. llama.cpp reads and maps files side by side.
 pub(super) struct LoadTurn {
     activity: Activity,
     _turn: MutexGuard<'static, ()>,
@@ -142,9 +142,17 @@ impl Drop for Activity {
 }
 
 /// Whether steps are computed by GNU OpenMP's threads. These are counted for the whole process and stop spinning when
-/// there are more of them than CPUs, so that several models compute side by side at full threads. ggml's own threads spin
-/// whatever happens: models then share the CPUs out.
-pub(super) const GNU_OPENMP: bool = cfg!(all(feature = "openmp", target_os = "linux", target_env = "gnu"));
+/// there are more of them than CPUs, so that several models compute side by side at full threads. ggml's own threads, and
+/// those of another OpenMP, spin whatever happens: models then share the CPUs out.
+pub(super) fn gnu_openmp() -> bool {
+    static LINKED: OnceLock<bool> = OnceLock::new();
+    // Which library serves llama.cpp is the linker's choice; what this process has mapped tells it.
+    let linked = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        maps.lines().any(|line| line.contains("/libgomp"))
+    };
+    cfg!(feature = "openmp") && *LINKED.get_or_init(linked)
+}
 
 /// Computes a step of so many tokens of a model that would like so many threads, with as many as it gets. One that is larger
 /// than all before it touches buffers for the first time; it counts as over before anyone hears of its result, so that a
@@ -155,17 +163,46 @@ pub(super) fn computing<T>(
     tokens: usize,
     step: impl FnOnce(usize) -> T,
 ) -> T {
-    static MODELS: AtomicUsize = AtomicUsize::new(0);
     let grows = growth.grows(tokens).then(|| (Activity::begin(), measure::process()));
-    let models = MODELS.fetch_add(1, Ordering::Relaxed) + 1;
-    let result = step(if GNU_OPENMP { threads } else { (threads / models).max(1) });
+    let (_at_work, models) = AtWork::begin();
+    let result = step(if free_running() || gnu_openmp() { threads } else { (threads / models).max(1) });
     if let Some((activity, before)) = grows
         && activity.was_alone()
     {
         growth.after(tokens, before);
     }
-    MODELS.fetch_sub(1, Ordering::Relaxed);
     result
+}
+
+/// A model that computes a step, until this is dropped.
+struct AtWork;
+
+impl AtWork {
+    /// One more, and how many that makes.
+    fn begin() -> (Self, usize) {
+        (Self, MODELS_AT_WORK.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        MODELS_AT_WORK.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+static MODELS_AT_WORK: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether nothing is arranged between models; see [`set_free_running`].
+static FREE_RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// Has every model that is loaded from now on compute as it would alone: at the process's own priority, on all its
+/// threads. For measurements of what the arrangement gains.
+pub fn set_free_running(free: bool) {
+    FREE_RUNNING.store(free, Ordering::Relaxed);
+}
+
+fn free_running() -> bool {
+    FREE_RUNNING.load(Ordering::Relaxed)
 }
 
 /// How much an LLM's threads stand back behind a helper's, in the system's niceness.
@@ -174,7 +211,7 @@ const LLM_NICENESS: i32 = 10;
 /// Sets the priority of this thread, and of those that it starts: an LLM's stand back, so that an embedding or a
 /// classification, which someone waits for, is quick beside an LLM that keeps all CPUs busy for minutes.
 pub(super) fn set_priority(purpose: Capability) {
-    if purpose != Capability::Generate {
+    if purpose != Capability::Generate || free_running() {
         return;
     }
     // Linux has a niceness for each thread; elsewhere it would be the whole process's.
@@ -184,16 +221,30 @@ pub(super) fn set_priority(purpose: Capability) {
     }
 }
 
-/// CPUs that this process may use: its affinity mask, or its control group's quota where that is less.
+/// CPUs that this process may use: its affinity mask, or the quota of its control group where that is less. The standard
+/// library reads the quotas of both versions of control groups, and of all groups that this one is in, in whole CPUs.
 pub(super) fn cpus() -> usize {
-    let allowed = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    cgroup_cpus().map_or(allowed, |quota| quota.min(allowed)).max(1)
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// The quota of cgroup v2 in whole CPUs, rounded up.
-fn cgroup_cpus() -> Option<usize> {
-    let text = std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok()?;
-    let (quota, period) = text.trim().split_once(' ')?;
-    let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);
-    Some((quota / period).ceil().max(1.0) as usize)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_panics_leaves_the_others_their_threads() {
+        let mut growth = Growth::default();
+        let models = MODELS_AT_WORK.load(Ordering::Relaxed);
+        let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            computing(2, &mut growth, 1, |_| -> () { panic!("on purpose") })
+        }));
+        assert!(panics.is_err());
+        assert_eq!(MODELS_AT_WORK.load(Ordering::Relaxed), models);
+    }
+
+    #[cfg(all(feature = "openmp", target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn the_openmp_that_is_linked_is_seen() {
+        assert!(gnu_openmp(), "these builds link GNU's");
+    }
 }

@@ -5,7 +5,7 @@ use std::io;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, State, context};
-use sarai_core::request::{Message, Tool, ToolCall};
+use sarai_core::request::{Message, Role, Tool, ToolCall};
 use serde::Serialize;
 
 use super::tools;
@@ -38,7 +38,8 @@ pub(super) struct Conversation<'a> {
 /// The text of a conversation, up to where the model is to speak.
 pub(super) fn render(template: Option<&str>, conversation: &Conversation<'_>) -> Result<String, Error> {
     let Conversation { messages, tools, markers, to_be_answered } = *conversation;
-    let messages: Vec<Value> = messages.iter().map(message).collect();
+    let mut calls = CallIds::default();
+    let messages: Vec<Value> = messages.iter().map(|each| message(each, &mut calls)).collect();
     let tools: Vec<Value> = tools.iter().map(|tool| Value::from(Serde(tools::described(tool)))).collect();
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -59,19 +60,50 @@ pub(super) fn render(template: Option<&str>, conversation: &Conversation<'_>) ->
 }
 
 /// A message as templates know it: keys that do not apply are absent, because templates ask for them.
-fn message(message: &Message) -> Value {
+fn message(message: &Message, calls: &mut CallIds) -> Value {
     let mut fields =
         vec![("role", Value::from(message.role.as_str())), ("content", message.content.as_str().into())];
     if !message.tool_calls.is_empty() {
         let call = |call: &ToolCall| {
             let function =
                 context! { name => call.name.as_str(), arguments => Value::from(Serde(&call.arguments)) };
-            context! { type => "function", function => function }
+            context! { id => calls.made(&call.name), type => "function", function => function }
         };
         fields.push(("tool_calls", message.tool_calls.iter().map(call).collect()));
     }
+    if message.role == Role::Tool {
+        fields.push(("tool_call_id", calls.answered(message.tool_name.as_deref()).into()));
+    }
     fields.extend(message.tool_name.as_deref().map(|name| ("name", Value::from(name))));
     Value::from_pairs(fields)
+}
+
+/// Numbers the calls of a conversation, in the form that the strictest templates ask for (Mistral's: nine letters and
+/// digits), and finds the call that a result belongs to. The same conversation always gives the same.
+#[derive(Debug, Default)]
+struct CallIds {
+    made: usize,
+    /// Those without a result, by id and name.
+    open: Vec<(String, String)>,
+}
+
+impl CallIds {
+    fn made(&mut self, name: &str) -> String {
+        self.made += 1;
+        let id = format!("call{:05}", self.made % 100_000);
+        self.open.push((id.clone(), name.to_owned()));
+        id
+    }
+
+    /// The id of the first call of that tool without a result, or of any.
+    fn answered(&mut self, name: Option<&str>) -> String {
+        let named = self.open.iter().position(|(_, open)| Some(open.as_str()) == name);
+        if named.is_none() && self.open.is_empty() {
+            // A result without a call: its own is as good as any.
+            self.made(name.unwrap_or_default());
+        }
+        self.open.remove(named.unwrap_or(0)).0
+    }
 }
 
 /// JSON as Python writes it: with a blank after commas and colons. Models were trained on that.
@@ -255,6 +287,40 @@ mod tests {
             say_with(Some("{% if tools %}x{% endif %}{{ tools is none }}"), &messages, &[]).unwrap(),
             "True"
         );
+    }
+
+    /// What Mistral's templates ask of calls and results.
+    const STRICT: &str = "{% for m in messages %}\
+        {% for c in m.tool_calls or [] %}\
+        {% if c.id is not defined or c.id | length != 9 %}{{ raise_exception('calls need ids of length 9') }}{% endif %}\
+        {{ c.function.name }}:{{ c.id }} {% endfor %}\
+        {% if m.role == 'tool' %}\
+        {% if m.tool_call_id is not defined or m.tool_call_id | length != 9 %}{{ raise_exception('results, too') }}{% endif %}\
+        {{ m.content }}:{{ m.tool_call_id }} {% endif %}{% endfor %}";
+
+    #[test]
+    fn calls_have_ids_that_their_results_repeat() {
+        let call = |name: &str| ToolCall { name: name.into(), arguments: serde_json::Map::new() };
+        let asks = |names: &[&str]| {
+            Message::assistant("").with_tool_calls(names.iter().map(|name| call(name)).collect())
+        };
+        let messages = [
+            Message::user("Hi"),
+            asks(&["sun", "rain", "sun"]),
+            Message::tool("rain", "r1"),
+            Message::tool("sun", "s1"),
+            Message::tool("sun", "s2"),
+            asks(&["rain"]),
+            Message { tool_name: None, ..Message::tool("", "r2") },
+            Message::tool("snow", "nobody asked"),
+        ];
+        let text = say_with(Some(STRICT), &messages, &[]).unwrap();
+        assert_eq!(
+            text,
+            "sun:call00001 rain:call00002 sun:call00003 r1:call00002 s1:call00001 s2:call00003 \
+             rain:call00004 r2:call00004 nobody asked:call00005 "
+        );
+        assert_eq!(say_with(Some(STRICT), &messages, &[]).unwrap(), text, "the same every time");
     }
 
     #[test]

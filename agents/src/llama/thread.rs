@@ -129,6 +129,8 @@ impl<C: Send + 'static> Thread<C> {
         work: impl FnMut(Workplace<'_, C>) -> Option<Resize> + Send + 'static,
     ) -> Result<Self, Failure> {
         let path = settings.path.clone();
+        // The vocabulary is llama.cpp's from here on.
+        let header = header.into_numbers();
         let turn = tokio::select! {
             turn = LoadTurn::wait(settings.purpose != Capability::Generate) => turn,
             () = request.cancel.cancelled() => return Err(Error::LoadCancelled { path }.into()),
@@ -236,12 +238,11 @@ fn run<C>(
         Err(error) => return drop(ready.send(Err(error))),
     };
     let (before, began) = (measure::process(), Instant::now());
-    let loaded = match Loaded::load(settings, repacked, request) {
+    let (loaded, shared) = match Loaded::load(settings, repacked, request) {
         Ok(loaded) => loaded,
         Err(error) => return drop(ready.send(Err(error))),
     };
     let after = measure::process();
-    let shared = Arc::strong_count(&loaded) > 1;
     let n_ctx = request.estimate.n_ctx.unwrap_or(header.int("{arch}.context_length").unwrap_or(512) as u32);
     let (mut shape, mut context) = match context(settings, header, &loaded, n_ctx) {
         Ok(made) => made,

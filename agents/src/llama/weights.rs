@@ -8,7 +8,7 @@ use sarai_core::backend::LoadRequest;
 use sarai_core::config::Weights;
 use sarai_core::request::Capability;
 
-use super::context::{Batch, Context, compute};
+use super::context::{Batch, Context, Step, compute};
 use super::header::Header;
 use super::load::Loaded;
 use super::record::{self, Record};
@@ -61,20 +61,29 @@ fn time(
     request: &LoadRequest,
     repacked: bool,
 ) -> Result<Duration, Error> {
-    let loaded = Loaded::load(settings, repacked, request)?;
+    let (loaded, _) = Loaded::load(settings, repacked, request)?;
     let n_ctx = TEXT as u32 + ANSWER as u32;
     let shape = estimate::shape(header, settings, n_ctx);
     let failed = || Error::ContextFailed { path: settings.path.clone(), n_ctx };
     let mut context = Context::new(&loaded, &shape).ok_or_else(failed)?;
     let n_vocab = loaded.model().vocab().n_tokens().max(1);
-    let best = (0..RUNS)
-        .map(|_| work(&mut context, settings.purpose, n_vocab))
-        .collect::<Result<Vec<_>, Error>>()?;
-    best.into_iter().min().ok_or_else(|| compute("nothing was measured"))
+    let stops = || request.cancel.is_cancelled();
+    let mut best = None;
+    for _ in 0..RUNS {
+        let cancelled = || Error::LoadCancelled { path: settings.path.clone() };
+        let took = work(&mut context, settings.purpose, n_vocab, &stops)?.ok_or_else(cancelled)?;
+        best = Some(best.map_or(took, |best: Duration| best.min(took)));
+    }
+    best.ok_or_else(|| compute("nothing was measured"))
 }
 
-/// Reads a text; of a model that generates, only the answer after it is timed.
-fn work(context: &mut Context<'_>, purpose: Capability, n_vocab: i32) -> Result<Duration, Error> {
+/// Reads a text; of a model that generates, only the answer after it is timed. `None` where it was stopped.
+fn work(
+    context: &mut Context<'_>,
+    purpose: Capability,
+    n_vocab: i32,
+    stops: &dyn Fn() -> bool,
+) -> Result<Option<Duration>, Error> {
     let mut batch = Batch::default();
     let generates = purpose == Capability::Generate;
     let started = Instant::now();
@@ -83,17 +92,51 @@ fn work(context: &mut Context<'_>, purpose: Capability, n_vocab: i32) -> Result<
         let output = !generates || position + 1 == TEXT;
         batch.push(LlamaToken(position as i32 % n_vocab), position, 0, output);
     }
-    context.decode(&batch, &|| false)?;
+    if context.decode(&batch, stops)? == Step::Stopped {
+        return Ok(None);
+    }
     let mut took = started.elapsed();
     if generates {
         let started = Instant::now();
         for position in TEXT..TEXT + ANSWER {
             batch.clear();
             batch.push(LlamaToken(0), position, 0, true);
-            context.decode(&batch, &|| false)?;
+            if context.decode(&batch, stops)? == Step::Stopped {
+                return Ok(None);
+            }
         }
         took = started.elapsed();
     }
     context.forget(0);
-    Ok(took)
+    Ok(Some(took))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use sarai_core::memory::Estimate;
+    use sarai_support::gguf::{Kind, Model};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[test]
+    fn a_load_that_is_cancelled_while_it_measures_ends_within_a_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        Model::new(Kind::Llama).write_to(&path).unwrap();
+        let settings = GgufSettings::new(&path, Capability::Generate);
+        let header = Header::read(&path).unwrap();
+        let cancel = CancellationToken::new();
+        let request =
+            LoadRequest { estimate: Estimate::default(), cancel: cancel.clone(), progress: Arc::new(|_| {}) };
+        let (loaded, _) = Loaded::load(&settings, false, &request).unwrap();
+        let mut context = Context::new(&loaded, &estimate::shape(&header, &settings, 80)).unwrap();
+        let asked = AtomicBool::new(false);
+        let stops = || asked.swap(true, Ordering::Relaxed);
+        assert_eq!(work(&mut context, Capability::Generate, 100, &stops).unwrap(), None);
+        assert!(work(&mut context, Capability::Generate, 100, &|| false).unwrap().is_some());
+    }
 }

@@ -38,7 +38,8 @@ impl Subject {
     fn new(kind: Kind, purpose: Capability) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
-        let writer = Model::new(kind).n_embd(64).n_head(2).n_head_kv(2).n_layer(2).n_ff(64).writer().unwrap();
+        let model = Model::new(kind).n_embd(64).n_head(2).n_head_kv(2).n_layer(2).n_ff(64);
+        let writer = model.dense(true).writer().unwrap();
         writer.create(&path).unwrap();
         let whole = std::fs::read(&path).unwrap();
         let header = whole.len() - usize::try_from(writer.tensor_bytes().unwrap()).unwrap();
@@ -141,6 +142,11 @@ fn a_damaged_llama_is_refused_or_works() {
 #[test]
 fn a_damaged_lfm2_is_refused_or_works() {
     fuzz("lfm2", Kind::Lfm2, Capability::Generate);
+}
+
+#[test]
+fn a_damaged_qwen2vl_is_refused_or_works() {
+    fuzz("qwen2vl", Kind::Qwen2Vl, Capability::Generate);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
+use sarai_agents::llama::GgufSettings;
 use sarai_core::config::Context;
 use sarai_core::failure::FailureKind;
 use sarai_core::request::{Capability, Delta, FinishReason, GenerateRequest, Message, Sampling};
@@ -15,12 +16,16 @@ fn greedy(most: u32) -> Sampling {
     Sampling { temperature: Some(0.0), max_tokens: Some(most), ..Sampling::default() }
 }
 
-/// A conversation of `turns` questions below instructions of some length.
-fn conversation(turns: &[&str]) -> GenerateRequest {
+/// `turns` questions below instructions of some length.
+fn messages(turns: &[&str]) -> Vec<Message> {
     let instructions = Message::system("the dog and the cat are here and now ".repeat(20));
     let turns = turns.iter().map(|text| Message::user(*text));
-    let messages = std::iter::once(instructions).chain(turns).collect();
-    GenerateRequest::chat(messages).with_sampling(greedy(16)).with_logprobs(2)
+    std::iter::once(instructions).chain(turns).collect()
+}
+
+/// A conversation of `turns` questions below instructions of some length.
+fn conversation(turns: &[&str]) -> GenerateRequest {
+    GenerateRequest::chat(messages(turns)).with_sampling(greedy(16)).with_logprobs(2)
 }
 
 #[tokio::test]
@@ -52,10 +57,7 @@ async fn a_later_turn_goes_on_with_what_is_there_and_says_the_same_as_anew() {
         let (first, completion) = say(&warm, conversation(&["¿Cómo estás?"])).await.unwrap();
         assert_eq!(completion.cached_tokens, Some(0));
         let turn = |first: &str| {
-            let mut messages = match conversation(&["¿Cómo estás?"]).prompt {
-                sarai_core::request::Prompt::Chat(messages) => messages,
-                sarai_core::request::Prompt::Raw(_) => unreachable!("it is a conversation"),
-            };
+            let mut messages = messages(&["¿Cómo estás?"]);
             messages.extend([Message::assistant(first), Message::user("¿Y tú?")]);
             GenerateRequest::chat(messages).with_sampling(greedy(16)).with_logprobs(2)
         };
@@ -65,6 +67,36 @@ async fn a_later_turn_goes_on_with_what_is_there_and_says_the_same_as_anew() {
         assert_eq!(cold.cached_tokens, Some(0));
         let before = completion.prompt_tokens.unwrap();
         assert!(warm.cached_tokens.unwrap() + 1 >= before, "{kind:?}: {:?} of {before}", warm.cached_tokens);
+    }
+}
+
+#[tokio::test]
+async fn a_turn_that_is_cancelled_loses_nothing_of_its_conversation() {
+    for kind in kinds() {
+        let file = file(&Model::new(kind.clone()).n_ctx_train(8192).endless(true));
+        let long =
+            GgufSettings { context: Context::Fixed(8192), ..settings(&file.path, Capability::Generate) };
+        let model = load(long).await.unwrap();
+        let mut messages = messages(&["¿Cómo estás?"]);
+        let ask =
+            |messages: &[Message], most| GenerateRequest::chat(messages.to_vec()).with_sampling(greedy(most));
+        let (said, first) = say(&model, ask(&messages, 16)).await.unwrap();
+        messages.push(Message::assistant(said));
+        let turn = |text: String| [messages.as_slice(), &[Message::user(text)]].concat();
+        // While its prompt is read, as far as that has begun; and while it is answered.
+        for _ in 0..10 {
+            drop(model.generate(ask(&turn("the dog and the cat ".repeat(1000)), 16)).await.unwrap());
+        }
+        let mut answering = model.generate(ask(&turn("¿Y tú?".to_owned()), 1000)).await.unwrap();
+        assert!(matches!(answering.next().await, Some(Ok(Delta::Text(_)))));
+        drop(answering);
+        let (_, third) = say(&model, ask(&turn("¿Y ella?".to_owned()), 16)).await.unwrap();
+        let before = first.prompt_tokens.unwrap();
+        assert!(
+            third.cached_tokens.unwrap() + 1 >= before,
+            "{kind:?}: {:?} of {before}",
+            third.cached_tokens
+        );
     }
 }
 
@@ -205,6 +237,39 @@ async fn the_oldest_messages_go_where_the_request_allows_it() {
             .with_truncate(sarai_core::request::Truncate::Oldest);
         assert!(say(&model, raw).await.unwrap().1.truncated);
     }
+}
+
+#[tokio::test]
+async fn no_more_turns_go_than_have_to_also_where_roles_have_to_alternate() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut writer = Model::new(Kind::Llama).writer().unwrap();
+    writer.set(
+        "tokenizer.chat_template",
+        "{% for m in messages %}\
+         {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
+         [{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}[assistant]",
+    );
+    writer.create(&path).unwrap();
+    let model = load(settings(&path, Capability::Generate)).await.unwrap();
+    let turns = |turns: std::ops::Range<usize>| {
+        let turn =
+            |n| [Message::user(format!("the dog {n}")), Message::assistant("the man and the day".repeat(4))];
+        let last = [Message::user("¿Cómo estás?")];
+        GenerateRequest::chat(turns.flat_map(turn).chain(last).collect()).with_sampling(greedy(5))
+    };
+    let cut = turns(0..40).with_truncate(sarai_core::request::Truncate::Oldest);
+    let (_, completion) = say(&model, cut).await.unwrap();
+    assert!(completion.truncated);
+    // One turn more would leave no room for the answer.
+    let mut lengths = Vec::new();
+    for first in 20..40 {
+        if let Ok((_, completion)) = say(&model, turns(first..40)).await {
+            lengths.push(completion.prompt_tokens.unwrap());
+        }
+    }
+    let most = lengths.into_iter().filter(|tokens| tokens + 5 <= 512).max();
+    assert_eq!(completion.prompt_tokens, most);
 }
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use sarai_core::config::Context;
 use sarai_core::failure::FailureKind;
 use sarai_core::request::Capability;
@@ -80,6 +82,38 @@ async fn a_short_text_does_not_wait_for_the_end_of_a_long_list() {
         short = model.embed(texts(&["bug"])) => assert_eq!(short.unwrap().vectors.len(), 1),
     }
     assert_eq!(list.await.unwrap().vectors.len(), 300);
+}
+
+#[tokio::test]
+async fn texts_that_nobody_waits_for_any_more_keep_nobody_waiting() {
+    let file = file(&Model::new(Kind::BertEmbedding));
+    let model = load(settings(&file.path, Capability::Embed)).await.unwrap();
+    for _ in 0..20 {
+        // Given up after its first texts.
+        let mut list = model.embed(vec!["bug ".repeat(500); 1000]);
+        tokio::select! {
+            biased;
+            _ = &mut list => panic!("the list was read first"),
+            short = model.embed(texts(&["bug"])) => assert_eq!(short.unwrap().vectors.len(), 1),
+        }
+    }
+    let after = tokio::time::timeout(Duration::from_secs(60), model.embed(texts(&["bug"])));
+    assert_eq!(after.await.unwrap().unwrap().vectors.len(), 1);
+}
+
+#[tokio::test]
+async fn an_encoder_is_unloaded_in_the_middle_of_its_work() {
+    let file = file(&Model::new(Kind::BertEmbedding));
+    let model = load(settings(&file.path, Capability::Embed)).await.unwrap();
+    let list = model.embed(vec!["bug ".repeat(500); 1000]);
+    let unloaded = async {
+        // It works by now: what came after the list is answered.
+        model.embed(texts(&["bug"])).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), model.unload()).await.unwrap();
+    };
+    let (read, ()) = tokio::join!(list, unloaded);
+    assert_eq!(read.unwrap_err().kind, FailureKind::EngineGone);
+    assert_eq!(model.embed(texts(&["bug"])).await.unwrap_err().kind, FailureKind::EngineGone);
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 use std::sync::{Arc, Mutex};
 
-use sarai_agents::llama::GgufBackend;
+use sarai_agents::llama::{GgufBackend, GgufSettings};
 use sarai_core::backend::{Backend, LoadRequest};
 use sarai_core::failure::FailureKind;
 use sarai_core::memory::Estimate;
 use sarai_core::request::Capability;
-use sarai_support::gguf::{Damage, Kind, Model};
+use sarai_support::gguf::{Damage, Kind, Model, Projector};
 use tokio_util::sync::CancellationToken;
 
 use super::{chat, file, load, say, seeded, settings};
@@ -49,6 +49,65 @@ async fn files_that_are_no_models_are_refused_by_name() {
         let (kind, text) = failure_of(Some(&model.damaged(&damage).unwrap())).await;
         assert_eq!(kind, FailureKind::BadFile, "{damage:?}: {text}");
     }
+}
+
+#[tokio::test]
+async fn what_would_end_the_process_in_models_of_other_families_is_refused_by_name() {
+    let sections = "qwen2vl.rope.dimension_sections";
+    let feat_in = "gemma-embedding.dense_2_feat_in";
+    for (model, damage, purpose, said) in [
+        (Model::new(Kind::Qwen2Vl), Damage::Zeros(sections.into(), 4), Capability::Generate, sections),
+        (
+            Model::new(Kind::GemmaEmbedding).dense(true),
+            Damage::Number(feat_in.into(), 128),
+            Capability::Embed,
+            "dense_2_feat_in",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, model.damaged(&damage).unwrap()).unwrap();
+        let failure = load(settings(&path, purpose)).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::BadFile);
+        assert!(failure.to_string().contains(said), "{failure}");
+        // As it was it works.
+        model.write_to(&path).unwrap();
+        let loaded = load(settings(&path, purpose)).await.unwrap();
+        match purpose {
+            Capability::Embed => assert_eq!(loaded.embed(vec!["a".into()]).await.unwrap().vectors.len(), 1),
+            _ => assert!(!say(&loaded, chat(seeded(1))).await.unwrap().0.is_empty()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_projector_is_checked_with_its_model() {
+    let file = file(&Model::new(Kind::Qwen2Vl));
+    let folder = tempfile::tempdir().unwrap();
+    let mmproj = folder.path().join("mmproj.gguf");
+    let with = || GgufSettings { mmproj: Some(mmproj.clone()), ..settings(&file.path, Capability::Generate) };
+    assert_eq!(load(with()).await.unwrap_err().kind, FailureKind::FileMissing);
+    Projector::new(192).write_to(&mmproj).unwrap();
+    let model = load(with()).await.unwrap();
+    assert!(!say(&model, chat(seeded(1))).await.unwrap().0.is_empty());
+    for (damage, said) in [
+        (Damage::MissingTensor("v.blk.1.attn_q.weight".into()), "v.blk.1.attn_q.weight"),
+        (Damage::Shape("a.position_embd.weight".into(), vec![64, 750]), "a.position_embd.weight"),
+    ] {
+        std::fs::write(&mmproj, Projector::new(192).damaged(&damage).unwrap()).unwrap();
+        let backend = GgufBackend::new(with());
+        let refused = backend.estimate(sarai_core::units::Bytes(1)).await.unwrap_err();
+        assert_eq!(refused.kind, FailureKind::BadFile);
+        assert!(
+            refused.to_string().contains(said) && refused.to_string().contains("mmproj.gguf"),
+            "{refused}"
+        );
+        assert_eq!(load(with()).await.unwrap_err().kind, FailureKind::BadFile);
+    }
+    // One for another model.
+    Projector::new(256).write_to(&mmproj).unwrap();
+    let other = load(with()).await.unwrap_err();
+    assert!(other.to_string().contains("clip.vision.projection_dim"), "{other}");
 }
 
 #[tokio::test]

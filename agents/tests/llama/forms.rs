@@ -1,7 +1,7 @@
 //! Answers that have to have a form, call tools, or come with their probabilities.
 
 use sarai_core::failure::FailureKind;
-use sarai_core::request::{Constraint, GenerateRequest, Message, Sampling, Tool};
+use sarai_core::request::{Constraint, FinishReason, GenerateRequest, Message, Sampling, Tool};
 use sarai_support::gguf::{Kind, Model};
 use serde_json::{Value, json};
 
@@ -70,6 +70,11 @@ async fn a_form_that_cannot_be_kept_to_is_refused_and_the_engine_goes_on() {
         Constraint::Grammar(String::new()),
         Constraint::Grammar(format!("root ::= {}", "(".repeat(100_000))),
         Constraint::Grammar("root ::= \"a\0\"".to_owned()),
+        // These would take all of the process's time or memory.
+        Constraint::Grammar("root ::= \"a\"{3,1}".to_owned()),
+        Constraint::Grammar(doubling("\"x\"")),
+        Constraint::Grammar("root ::= a\na ::= b a \"x\" | \"y\"\nb ::= c\nc ::= \"z\" | \"\"".to_owned()),
+        Constraint::Grammar("root ::= <|no such token|>".to_owned()),
     ];
     for constraint in bad {
         let shown = format!("{constraint:?}");
@@ -77,6 +82,26 @@ async fn a_form_that_cannot_be_kept_to_is_refused_and_the_engine_goes_on() {
         assert_eq!(failure.kind, FailureKind::BadRequest, "{}", &shown[..shown.len().min(80)]);
     }
     assert!(say(&model, chat(sampled(1))).await.is_ok());
+}
+
+/// Forty rules, each of which begins with the next one in two ways.
+fn doubling(last: &str) -> String {
+    let rules: String = (0..40).map(|n| format!("r{n} ::= r{0} | r{0}\n", n + 1)).collect();
+    format!("root ::= r0\n{rules}r40 ::= {last}\n")
+}
+
+#[tokio::test]
+async fn a_grammar_that_is_refused_says_why_and_where() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    for (grammar, said) in [
+        ("root ::= \"unclosed".to_owned(), "line 1: a literal or a class is not closed"),
+        ("root ::= missing".to_owned(), "rule `missing` is used and not defined"),
+        (doubling("\"x\""), "rule `root` begins with other rules in too many ways"),
+    ] {
+        let request = chat(sampled(1)).with_constraint(Constraint::Grammar(grammar));
+        let failure = say(&model, request).await.unwrap_err().to_string();
+        assert_eq!(failure, format!("the grammar cannot be used: {said}"));
+    }
 }
 
 #[tokio::test]
@@ -109,20 +134,79 @@ async fn each_tokens_probability_comes_with_its_alternatives() {
         );
         assert!(token.top.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob));
     }
-    assert_eq!(say(&model, chat(greedy)).await.unwrap().1.logprobs, None);
+    assert_eq!(say(&model, chat(greedy.clone())).await.unwrap().1.logprobs, None);
+    let most = say(&model, chat(greedy.clone()).with_logprobs(20)).await.unwrap().1.logprobs.unwrap();
+    assert!(most.iter().all(|token| token.top.len() == 20));
+    let more = say(&model, chat(greedy).with_logprobs(21)).await.unwrap_err();
+    assert_eq!(more.kind, FailureKind::BadRequest);
+}
+
+#[tokio::test]
+async fn sampling_by_what_is_no_number_is_refused() {
+    let (_file, model) = llama(Model::new(Kind::Llama)).await;
+    for sampling in [
+        Sampling { temperature: Some(f32::NAN), ..Sampling::default() },
+        Sampling { top_p: Some(f32::INFINITY), ..Sampling::default() },
+        Sampling { min_p: Some(-1.0), ..Sampling::default() },
+    ] {
+        let failure = say(&model, chat(sampling)).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::BadRequest, "{failure}");
+    }
+    assert!(say(&model, chat(sampled(1))).await.is_ok());
+}
+
+fn weather() -> Tool {
+    Tool {
+        name: "weather".into(),
+        description: "The weather of a city".into(),
+        parameters: json!({ "type": "object", "properties": { "city": { "type": "string" } } }),
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_a_model_writes_is_the_end_of_its_answer_and_no_text() {
+    let call = [
+        "<tool_call>",
+        "\n{\"name\": \"weather\", ",
+        "\"arguments\": {\"city\": \"Alcalá\"}}\n",
+        "</tool_call>",
+    ];
+    for kind in kinds() {
+        for before in ["", "Let me see. "] {
+            let texts = [before].into_iter().filter(|text| !text.is_empty()).chain(call);
+            let (_file, model) = llama(Model::new(kind.clone()).says(texts)).await;
+            let greedy = Sampling { temperature: Some(0.0), ..Sampling::default() };
+            let request = chat(greedy.clone()).with_tools(vec![weather()]);
+            let (text, completion) = say(&model, request).await.unwrap();
+            assert_eq!(
+                (text.as_str(), completion.finish_reason),
+                (before, FinishReason::ToolCalls),
+                "{kind:?}"
+            );
+            let [call] = completion.tool_calls.as_slice() else { panic!("{completion:?}") };
+            assert_eq!((call.name.as_str(), &call.arguments["city"]), ("weather", &json!("Alcalá")));
+            // Its result goes back to it.
+            let conversation = vec![
+                Message::user("¿Qué tiempo hace?"),
+                Message::assistant("").with_tool_calls(completion.tool_calls),
+                Message::tool("weather", "sunny"),
+            ];
+            let next = GenerateRequest::chat(conversation).with_sampling(greedy.clone());
+            assert!(say(&model, next.with_tools(vec![weather()])).await.is_ok());
+            // Without tools it is text as any other.
+            let (text, completion) = say(&model, chat(greedy)).await.unwrap();
+            assert!(text.contains("<tool_call>") && completion.tool_calls.is_empty());
+            assert_eq!(completion.finish_reason, FinishReason::Stop);
+        }
+    }
 }
 
 #[tokio::test]
 async fn tools_are_told_to_the_model_and_do_not_go_with_a_fixed_form() {
     let (_file, model) = llama(Model::new(Kind::Llama)).await;
-    let tool = Tool {
-        name: "weather".into(),
-        description: "The weather of a city".into(),
-        parameters: json!({ "type": "object", "properties": { "city": { "type": "string" } } }),
-    };
     let plain = GenerateRequest::chat(vec![Message::user("Hi")])
         .with_sampling(Sampling { max_tokens: Some(4), ..sampled(1) });
-    let with = plain.clone().with_tools(vec![tool]);
+    let with = plain.clone().with_tools(vec![weather()]);
     let before = say(&model, plain).await.unwrap().1.prompt_tokens.unwrap();
     let (_, completion) = say(&model, with.clone()).await.unwrap();
     assert!(completion.prompt_tokens.unwrap() > before + 30, "the model reads what it may call");

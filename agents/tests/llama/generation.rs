@@ -117,3 +117,54 @@ async fn a_vocabulary_without_a_first_token_and_a_prompt_that_is_nothing_to_it_d
     let failure = say(&model, GenerateRequest::raw("").with_sampling(seeded(1))).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::BadRequest);
 }
+
+#[tokio::test]
+async fn what_narrows_the_choice_down_to_one_token_gives_the_likeliest_at_any_temperature() {
+    let (_file, model) = llama(Model::new(Kind::Llama).endless(true)).await;
+    let hot = |seed| Sampling {
+        temperature: Some(20.0),
+        seed: Some(seed),
+        max_tokens: Some(24),
+        ..Sampling::default()
+    };
+    let wide = |seed| Sampling { top_k: Some(0), top_p: Some(1.0), min_p: Some(0.0), ..hot(seed) };
+    let greedy = Sampling { temperature: Some(0.0), max_tokens: Some(24), ..Sampling::default() };
+    let likeliest = say(&model, chat(greedy)).await.unwrap().0;
+    for seed in 0..3 {
+        for (what, narrow) in [
+            ("top_k", Sampling { top_k: Some(1), ..wide(seed) }),
+            ("top_p", Sampling { top_p: Some(1e-6), ..wide(seed) }),
+            ("min_p", Sampling { min_p: Some(1.0), ..wide(seed) }),
+        ] {
+            assert_eq!(say(&model, chat(narrow)).await.unwrap().0, likeliest, "{what}");
+        }
+        assert_ne!(say(&model, chat(wide(seed))).await.unwrap().0, likeliest);
+    }
+}
+
+#[tokio::test]
+async fn a_files_broken_chat_template_is_told_and_raw_prompts_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    for (template, said) in [
+        ("{% for message in messages %}{{ message.content }", "syntax error"),
+        ("{{ raise_exception('no system message, please') }}", "no system message, please"),
+        ("{{ messages[0].content.no_such_method() }}", "no_such_method"),
+    ] {
+        let mut writer = Model::new(Kind::Llama).writer().unwrap();
+        writer.set("tokenizer.chat_template", template);
+        writer.create(&path).unwrap();
+        let model = load(settings(&path, Capability::Generate)).await.unwrap();
+        let failure = say(&model, chat(seeded(1))).await.unwrap_err();
+        assert_eq!(failure.kind, FailureKind::BadRequest, "{failure}");
+        let mut causes = failure.to_string();
+        let mut below = std::error::Error::source(&failure);
+        while let Some(cause) = below {
+            causes += &format!(": {cause}");
+            below = cause.source();
+        }
+        assert!(causes.contains("chat template") && causes.contains(said), "{causes}");
+        assert!(say(&model, GenerateRequest::raw("hello").with_sampling(seeded(1))).await.is_ok());
+        model.unload().await;
+    }
+}

@@ -45,10 +45,14 @@ fn files(folder: &Path, end: &str) -> Vec<std::path::PathBuf> {
     files
 }
 
-async fn second_turn(settings: GgufSettings, said: &str) -> (String, Completion) {
+fn second(said: &str) -> Vec<Message> {
     let mut messages = first_turn();
     messages.extend([Message::assistant(said), Message::user("¿Y tú?")]);
-    visit(settings, &messages).await
+    messages
+}
+
+async fn second_turn(settings: GgufSettings, said: &str) -> (String, Completion) {
+    visit(settings, &second(said)).await
 }
 
 #[tokio::test]
@@ -122,6 +126,40 @@ async fn what_is_damaged_or_anothers_is_not_used_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_goes_and_what_is_none_of_the_stores_stays() {
+    let file = file(&Model::new(Kind::Llama).endless(true));
+    let folder = tempfile::tempdir().unwrap();
+    let kept = || with_store(&file, folder.path(), PLENTY);
+    let (said, _) = visit(kept(), &first_turn()).await;
+    for (name, content) in [("damaged.json", "{"), ("damaged.kv", "x"), ("notes.txt", "mine")] {
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
+    let (_, warm) = second_turn(kept(), &said).await;
+    assert!(warm.cached_tokens.unwrap() > 0);
+    assert!(!folder.path().join("damaged.json").exists() && !folder.path().join("damaged.kv").exists());
+    assert!(folder.path().join("notes.txt").exists());
+}
+
+#[tokio::test]
+async fn two_engines_on_one_store_see_what_the_other_writes() {
+    let file = file(&Model::new(Kind::Llama).endless(true));
+    let folder = tempfile::tempdir().unwrap();
+    let kept = || with_store(&file, folder.path(), PLENTY);
+    let (one, two) = (load(kept()).await.unwrap(), load(kept()).await.unwrap());
+    let first = say(&one, ask(&first_turn())).await.unwrap();
+    say(&two, ask(&first_turn())).await.unwrap();
+    // Both write the same conversation at the same time.
+    tokio::join!(one.unload(), two.unload());
+    assert!(files(folder.path(), "part").is_empty());
+    let before = load(kept()).await.unwrap();
+    let (_, warm) = second_turn(kept(), &first.0).await;
+    assert!(warm.cached_tokens.unwrap() + 1 >= first.1.prompt_tokens.unwrap(), "{warm:?}");
+    // This one was there before the second turn was written.
+    let (_, again) = say(&before, ask(&second(&first.0))).await.unwrap();
+    assert!(again.cached_tokens.unwrap() + 1 >= warm.prompt_tokens.unwrap(), "{again:?}");
+}
+
+#[tokio::test]
 async fn the_store_stays_within_its_size_and_the_newest_stay() {
     let file = file(&Model::new(Kind::Llama).endless(true));
     let folder = tempfile::tempdir().unwrap();
@@ -133,7 +171,8 @@ async fn the_store_stays_within_its_size_and_the_newest_stay() {
     let most = Bytes(one * 5 / 2);
     for n in 1..6 {
         visit(with_store(&file, folder.path(), most), &turns(n)).await;
-        let held: u64 = files(folder.path(), "kv").iter().map(|path| path.metadata().unwrap().len()).sum();
+        let both = files(folder.path(), "kv").into_iter().chain(files(folder.path(), "json"));
+        let held: u64 = both.map(|path| path.metadata().unwrap().len()).sum();
         assert!(held <= most.0, "{held} of {most}");
     }
     assert_eq!(files(folder.path(), "kv").len(), files(folder.path(), "json").len());

@@ -18,6 +18,14 @@ impl Peer {
         Self { folder: folder.to_owned() }
     }
 
+    /// Which llama.cpp its programs were built from.
+    pub(crate) fn version(&self) -> String {
+        // The distribution's own description, as `build_peer` unpacks it.
+        let about = std::fs::read_to_string(self.folder.join("src/PKG-INFO")).unwrap_or_default();
+        let version = about.lines().find_map(|line| line.strip_prefix("Version: "));
+        format!("the llama.cpp of llama-cpp-python {}", version.unwrap_or("of an unknown version").trim())
+    }
+
     fn program(&self, name: &str) -> crate::Result<PathBuf> {
         let path = self.folder.join("bin").join(name);
         if path.is_file() {

@@ -2,7 +2,9 @@
 
 mod batch4;
 mod cancel;
+mod free_running;
 mod helper;
+mod lease;
 mod prefix;
 mod second_turn;
 mod single;
@@ -38,6 +40,10 @@ pub(crate) enum Row {
     Helper,
     /// A cancel during a long prompt, and what chunks cost
     Cancel,
+    /// Helper and language models at once with their priorities, against threads that run as they like
+    FreeRunning,
+    /// A lease of a model that is ready and its release, through the pool
+    Lease,
 }
 
 impl Row {
@@ -52,6 +58,8 @@ impl Row {
             Self::Prefix => "prefix",
             Self::Helper => "helper",
             Self::Cancel => "cancel",
+            Self::FreeRunning => "free_running",
+            Self::Lease => "lease",
         }
     }
 
@@ -66,6 +74,8 @@ impl Row {
             Self::Prefix => prefix::measure(bench).await,
             Self::Helper => helper::measure(bench).await,
             Self::Cancel => cancel::measure(bench).await,
+            Self::FreeRunning => free_running::measure(bench).await,
+            Self::Lease => lease::measure(bench).await,
         }
     }
 }

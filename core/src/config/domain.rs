@@ -140,6 +140,8 @@ pub struct GgufConfig {
     pub parallel: Option<usize>,
     /// LoRA adapters, and the scale of each.
     pub lora: Vec<(PathBuf, f32)>,
+    /// The projector for images and audio.
+    pub mmproj: Option<PathBuf>,
 }
 
 /// What a model is for. Only LLMs count for `max_concurrent_llms`.

@@ -69,7 +69,8 @@ pub(super) fn places(
         on_host.then(|| OnHosts::read(name, raw.host, raw.host_model, &kinds, at, (scope, check)));
     let at_mmproj = at.key("mmproj");
     let mmproj = check.optional(&at_mmproj, raw.mmproj);
-    check.require(&at_mmproj, mmproj.is_none_or(|path| !path.trim().is_empty()), "must not be empty");
+    let is_empty = mmproj.as_deref().is_some_and(|path| path.trim().is_empty());
+    check.require(&at_mmproj, !is_empty, "must not be empty");
     let gguf = from_file.then(|| GgufConfig {
         path: model_file(name, raw.path, at, check),
         context,
@@ -78,6 +79,7 @@ pub(super) fn places(
         threads: threads(raw.threads, &at.key("threads"), check),
         parallel: parallel(raw.parallel, &at.key("parallel"), check),
         lora: lora(raw.lora, &at.key("lora"), check),
+        mmproj: mmproj.filter(|_| !is_empty).map(|path| found(&path, check)),
     });
 
     let mut places = Vec::new();

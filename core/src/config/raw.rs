@@ -102,7 +102,8 @@ pub(super) struct RawModel {
     /// The GGUF file of backend gguf_native, relative to this file's folder, then to the working directory. Default:
     /// models/<name>.gguf.
     pub(super) path: Field<String>,
-    /// Projector for images and audio. Noted; this version works with text alone.
+    /// The projector for images and audio of a GGUF file. Checked with the model, not used yet: this version works with text
+    /// alone.
     pub(super) mmproj: Field<String>,
     /// The context length: auto (by free memory), a number of tokens, or bounds for auto. Default: auto.
     pub(super) context: Field<RawContext>,

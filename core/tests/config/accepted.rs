@@ -50,6 +50,7 @@ fn gguf(path: &str) -> Place {
         threads: None,
         parallel: None,
         lora: Vec::new(),
+        mmproj: None,
     })
 }
 
@@ -93,6 +94,8 @@ fn the_spelled_out_configuration_is_taken_word_for_word() {
     let lfm2 = model(&resolved, "lfm2");
     assert_eq!((lfm2.class, lfm2.ttl), (Class::Preferred, Some(Duration::from_secs(45))));
     assert_eq!(model(&resolved, "embedding").class, Class::Resident);
+    let Place::Gguf(omni) = &model(&resolved, "omni").places[0] else { panic!("a file") };
+    assert_eq!(omni.mmproj.as_deref(), Some("config/models/mmproj-Qwen2.5-Omni-7B-f16.gguf".as_ref()));
     assert_eq!(config.metrics.as_ref().unwrap().listen, "127.0.0.1:9464".parse().unwrap());
     assert_eq!(resolved.warnings, []);
 }

@@ -1,6 +1,6 @@
 //! The files as files: reproducible, small, complete or not there.
 
-use sarai_support::gguf::{Damage, Error, Kind, Model, Tensor, TensorType, Value, Writer};
+use sarai_support::gguf::{Damage, Error, Kind, Model, Projector, Tensor, TensorType, Value, Writer};
 
 fn kinds() -> [Kind; 5] {
     let labels = vec![("hard".to_owned(), vec!["theorem".to_owned()]), ("soft".to_owned(), Vec::new())];
@@ -69,6 +69,7 @@ fn what_cannot_be_made_is_refused_by_name() {
         (llama().n_head_kv(4), "n_head_kv"),
         (llama().n_ctx_train(0), "n_ctx_train"),
         (llama().n_vocab(10), "n_vocab"),
+        (llama().says(["a", "b", "a"]), "says"),
         (Model::new(Kind::Lfm2).n_layer(1), "n_layer"),
         (Model::new(Kind::GemmaEmbedding).n_layer(1), "n_layer"),
         (Model::new(Kind::BertClassifier { labels: Vec::new() }), "labels"),
@@ -159,6 +160,20 @@ fn damage_touches_what_it_names_and_nothing_else() {
     assert_eq!(model.damaged(&Damage::Truncated(50)).unwrap(), whole[..50]);
     let duplicate = model.damaged(&Damage::DuplicateToken).unwrap();
     assert!(duplicate != whole && model.damaged(&Damage::DuplicateToken).unwrap() == duplicate);
+}
+
+#[test]
+fn numbers_lists_and_shapes_can_be_made_wrong() {
+    let projector = Projector::new(128);
+    let whole = projector.writer().to_bytes().unwrap();
+    let fewer = projector.damaged(&Damage::Shape("a.position_embd.weight".into(), vec![64, 10])).unwrap();
+    assert_eq!(whole.len() - fewer.len(), 1490 * 64 * 4);
+    let more = projector.damaged(&Damage::Shape("a.blk.0.attn_k.bias".into(), vec![64])).unwrap();
+    assert!(more.len() > whole.len());
+    let number = projector.damaged(&Damage::Number("clip.vision.block_count".into(), 9)).unwrap();
+    assert_eq!((0..whole.len()).filter(|at| whole[*at] != number[*at]).count(), 1);
+    let zeros = projector.damaged(&Damage::Zeros("clip.vision.image_mean".into(), 3)).unwrap();
+    assert!(zeros.len() == whole.len() && zeros != whole);
 }
 
 #[test]

@@ -209,12 +209,12 @@ impl<'m> Engine<'m> {
         false
     }
 
-    /// Lets go of the sequences whose readers have left.
+    /// Lets go of the sequences whose readers have left. What they have computed stays: they may ask again.
     fn leave(&mut self) {
         self.waiting.retain(|sequence| !sequence.unread());
         let left: Vec<Sequence> = self.running.extract_if(.., |sequence| sequence.unread()).collect();
         for sequence in left {
-            self.forget(sequence.place);
+            self.keep(sequence);
             self.full = false;
         }
     }
@@ -386,8 +386,9 @@ impl<'m> Engine<'m> {
         // A step of one sequence touches no other's state; one of several may be moving recurrent states of others,
         // kept ones too, and has to come to its end.
         let may_stop = !self.whole || parts.len() == 1;
+        let alone = self.is_alone();
         // A recurrent state would be spoilt by that.
-        let may_give_up = !self.whole && self.is_alone();
+        let may_give_up = !self.whole && alone;
         let stop = || {
             may_stop && (stopping.is_cancelled() || parts.iter().all(|part| self.running[part.at].unread()))
                 || may_give_up && self.pace.gives_up(prompts, started.elapsed()) && someone_comes()
@@ -399,7 +400,7 @@ impl<'m> Engine<'m> {
         match stepped {
             Ok(Step::Done) => {
                 if prompts > 0 {
-                    self.pace.note(self.batch.len(), started.elapsed());
+                    self.pace.note(self.batch.len(), started.elapsed(), alone);
                 }
                 self.go_on(&parts);
             }
@@ -464,10 +465,14 @@ impl<'m> Engine<'m> {
                 Err(error) => sequence.fail(error.into()),
             };
             if goes != Goes::On {
-                over.push((part.at, goes));
+                over.push(part.at);
             }
         }
-        self.remove(over);
+        for at in over.into_iter().rev() {
+            let sequence = self.running.remove(at);
+            self.keep(sequence);
+            self.full = false;
+        }
     }
 
     /// Leaves a copy of a sequence as it is now, for others to begin with.
@@ -477,18 +482,6 @@ impl<'m> Engine<'m> {
         let copy = self.share(place, computed);
         for superfluous in self.kept.insert(Entry { sequence: copy, tokens }) {
             self.forget(Some(superfluous.sequence));
-        }
-    }
-
-    /// Takes sequences that are over out of the running ones.
-    fn remove(&mut self, over: Vec<(usize, Goes)>) {
-        for (at, goes) in over.into_iter().rev() {
-            let sequence = self.running.remove(at);
-            match goes {
-                Goes::Over => self.keep(sequence),
-                Goes::Unread | Goes::On => self.forget(sequence.place),
-            }
-            self.full = false;
         }
     }
 
@@ -504,16 +497,14 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// The context is full: what is kept leaves first, then whoever was let in last, to go on later. A sequence that is
-    /// alone and has no room ends.
+    /// The context is full: what is kept leaves first, then whoever was let in last, to go on later with what is on disk of
+    /// it. A sequence that is alone and has no room ends.
     fn make_room(&mut self) {
         if let Some(entry) = self.kept.take_oldest() {
             self.store(&entry);
             return self.forget(Some(entry.sequence));
         }
         let Some(mut last) = self.running.pop() else { return };
-        self.forget(last.place.take());
-        last.computed = 0;
         if self.running.is_empty() {
             if last.writes() {
                 last.end(FinishReason::Length);
@@ -522,8 +513,13 @@ impl<'m> Engine<'m> {
                     Error::PromptTooLong { tokens: last.tokens.len(), n_ctx: self.context.n_ctx() }.into(),
                 );
             }
-            return;
+            return self.keep(last);
         }
+        if let Some(sequence) = last.place.take() {
+            self.store(&Entry { sequence, tokens: last.tokens[..last.computed].to_vec() });
+            self.forget(Some(sequence));
+        }
+        last.computed = 0;
         self.full = true;
         self.waiting.push_front(last);
     }
@@ -532,10 +528,17 @@ impl<'m> Engine<'m> {
     /// Their tokens were not added; a recurrent state is spoilt.
     fn stopped(&mut self, parts: &[Part]) {
         for part in parts.iter().rev() {
-            if self.whole || self.running[part.at].unread() {
-                let sequence = self.running.remove(part.at);
+            let unread = self.running[part.at].unread();
+            if !self.whole && !unread {
+                self.pace.gave_up();
+                continue;
+            }
+            let sequence = self.running.remove(part.at);
+            self.full = false;
+            if self.whole {
                 self.forget(sequence.place);
-                self.full = false;
+            } else {
+                self.keep(sequence);
             }
         }
     }

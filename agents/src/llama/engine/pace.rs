@@ -20,12 +20,15 @@ const FIRST: usize = 32;
 pub(super) struct Pace {
     most: usize,
     per_token: Option<Duration>,
+    /// Whether the last step of a request alone was given up: the next one comes to its end, so that newcomers who come
+    /// again and again do not keep a long prompt from being read.
+    gave_up: bool,
 }
 
 impl Pace {
     /// For steps of at most so many tokens.
     pub(super) fn new(most: usize) -> Self {
-        Self { most, per_token: None }
+        Self { most, per_token: None, gave_up: false }
     }
 
     /// How many prompt tokens the next step may have, beside those of so many who write.
@@ -44,11 +47,17 @@ impl Pace {
     pub(super) fn gives_up(&self, tokens: usize, so_far: Duration) -> bool {
         let expected =
             self.per_token.unwrap_or_default().saturating_mul(u32::try_from(tokens).unwrap_or(u32::MAX));
-        expected > ALONE && so_far < expected / 2
+        !self.gave_up && expected > ALONE && so_far < expected / 2
     }
 
-    /// Notes a step that had `tokens` tokens of prompts in it and nothing much else.
-    pub(super) fn note(&mut self, tokens: usize, took: Duration) {
+    /// Notes that a step was given up.
+    pub(super) fn gave_up(&mut self) {
+        self.gave_up = true;
+    }
+
+    /// Notes a step that had `tokens` tokens of prompts in it and nothing much else; of one request alone, or of several.
+    pub(super) fn note(&mut self, tokens: usize, took: Duration, alone: bool) {
+        self.gave_up &= !alone;
         let Ok(count) = u32::try_from(tokens) else { return };
         // What a small step takes for each token says little about a large one.
         if count < LEAST_SHARED as u32 {
@@ -85,17 +94,31 @@ mod tests {
         let mut pace = Pace::new(256);
         assert_eq!(pace.tokens(true, 0), 32);
         // A model that reads 100 tokens a second.
-        pace.note(32, Duration::from_millis(320));
+        pace.note(32, Duration::from_millis(320), true);
         assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 10)), (200, 40, 30));
         // One that reads 20: as small as makes sense.
-        (0..40).for_each(|_| pace.note(64, Duration::from_millis(3200)));
+        (0..40).for_each(|_| pace.note(64, Duration::from_millis(3200), true));
         assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 15)), (128, 16, 16));
         // 6.4 seconds, of which 3 or 4 have passed when somebody else comes.
         assert!(pace.gives_up(128, Duration::from_secs(3)) && !pace.gives_up(128, Duration::from_secs(4)));
         assert!(!pace.gives_up(30, Duration::ZERO), "that one will be over soon");
         // A fast one.
-        (0..60).for_each(|_| pace.note(64, Duration::from_millis(1)));
+        (0..60).for_each(|_| pace.note(64, Duration::from_millis(1), true));
         assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 10)), (256, 256, 246));
+    }
+
+    #[test]
+    fn a_step_that_was_given_up_comes_to_its_end_the_next_time() {
+        let mut pace = Pace::new(256);
+        let slow = |pace: &mut Pace, alone| pace.note(64, Duration::from_millis(3200), alone);
+        slow(&mut pace, true);
+        assert!(pace.gives_up(128, Duration::ZERO));
+        pace.gave_up();
+        // The newcomer's steps do not count: they were short.
+        slow(&mut pace, false);
+        assert!(!pace.gives_up(128, Duration::ZERO));
+        slow(&mut pace, true);
+        assert!(pace.gives_up(128, Duration::ZERO));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Files with something wrong in them.
 
 use super::error::Error;
+use super::tensor::{Tensor, TensorType};
 use super::value::{Array, Value};
 use super::writer::Writer;
 
@@ -22,6 +23,12 @@ pub enum Damage {
     MissingKey(String),
     /// The tensor is not there.
     MissingTensor(String),
+    /// The key has this number.
+    Number(String, u32),
+    /// The key has this many numbers, all of them zeros.
+    Zeros(String, usize),
+    /// The tensor has this shape, the length of a row first, and zeros in it; it may not have been there.
+    Shape(String, Vec<u64>),
 }
 
 impl Damage {
@@ -63,6 +70,19 @@ impl Damage {
             }
             Self::MissingTensor(name) => {
                 file.remove_tensor(name).ok_or_else(|| nothing(name))?;
+                file.to_bytes()
+            }
+            Self::Number(key, number) => {
+                file.set(key.as_str(), *number);
+                file.to_bytes()
+            }
+            Self::Zeros(key, count) => {
+                file.set(key.as_str(), vec![0_i32; *count]);
+                file.to_bytes()
+            }
+            Self::Shape(name, shape) => {
+                let kind = file.remove_tensor(name).map_or(TensorType::F32, |tensor| tensor.kind());
+                file.push(Tensor::new(name.as_str(), shape.as_slice(), kind, |_, _| {}));
                 file.to_bytes()
             }
         }

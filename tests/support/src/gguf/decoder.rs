@@ -14,14 +14,31 @@ pub(crate) const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' 
     + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 pub(crate) fn llama(model: &Model) -> Result<Writer, Error> {
-    let mut vocab = Vocab::byte_level("llama-bpe", false);
-    let mut build = Build::new(model, "llama", &mut vocab)?;
+    let mut build = attention_only(model, "llama")?;
+    build.key("rope.dimension_count", model.head_size());
+    build.key("rope.freq_base", 10_000.0_f32);
+    Ok(build.writer)
+}
+
+pub(crate) fn qwen2vl(model: &Model) -> Result<Writer, Error> {
+    let mut build = attention_only(model, "qwen2vl")?;
+    let pairs = model.head_size() / 2;
+    // A part for the time, and two for the place in a picture.
+    let time = pairs / 4;
+    let place = (pairs - time) / 2;
+    build.key("rope.dimension_sections", [pairs - 2 * place, place, place, 0].map(u32::cast_signed).to_vec());
+    build.key("rope.freq_base", 1_000_000.0_f32);
+    Ok(build.writer)
+}
+
+/// Attention in every block.
+fn attention_only<'a>(model: &'a Model, arch: &'static str) -> Result<Build<'a>, Error> {
+    let mut vocab = vocabulary(model, "llama-bpe", false);
+    let mut build = Build::new(model, arch, &mut vocab)?;
     build.writer.set("tokenizer.chat_template", CHATML);
     build.key("vocab_size", vocab.len() as u32);
     build.key("attention.head_count_kv", model.n_head_kv);
     build.key("attention.layer_norm_rms_epsilon", 1e-5_f32);
-    build.key("rope.dimension_count", model.head_size());
-    build.key("rope.freq_base", 10_000.0_f32);
     speech(&mut build, model, &vocab, "output_norm.weight");
     for i in 0..model.n_layer {
         let block = format!("blk.{i}");
@@ -30,7 +47,13 @@ pub(crate) fn llama(model: &Model) -> Result<Writer, Error> {
         build.constant(&format!("{block}.ffn_norm.weight"), model.n_embd, 1.0);
         build.gated(&block, gain(model));
     }
-    Ok(build.writer)
+    Ok(build)
+}
+
+fn vocabulary(model: &Model, pre: &'static str, add_bos: bool) -> Vocab {
+    let mut vocab = Vocab::byte_level(pre, add_bos);
+    model.says.iter().for_each(|text| vocab.add_text(text));
+    vocab
 }
 
 pub(crate) fn lfm2(model: &Model) -> Result<Writer, Error> {
@@ -38,7 +61,7 @@ pub(crate) fn lfm2(model: &Model) -> Result<Writer, Error> {
     const KERNEL: u32 = 3;
 
     let has_attention = |i: u32| i % 2 == 1;
-    let mut vocab = Vocab::byte_level("lfm2", true);
+    let mut vocab = vocabulary(model, "lfm2", true);
     let mut build = Build::new(model, "lfm2", &mut vocab)?;
     build.writer.set("tokenizer.chat_template", format!("{{{{ bos_token }}}}{CHATML}"));
     build.key("vocab_size", vocab.len() as u32);
@@ -87,7 +110,11 @@ fn speech(build: &mut Build<'_>, model: &Model, vocab: &Vocab, norm: &str) {
     const MUTE: f32 = -40.0;
 
     let (seed, n_embd) = (model.seed, model.n_embd as f32);
-    let script = Arc::new(Script::new(seed, model.endless, vocab));
+    let script = match model.says.as_slice() {
+        [] => Script::new(seed, model.endless, vocab),
+        texts => Script::saying(texts, vocab),
+    };
+    let script = Arc::new(script);
     let directions = Arc::new(Directions::new(seed, model.n_embd));
     let (said, looked_for) = (Arc::clone(&script), Arc::clone(&directions));
     build.rows("token_embd.weight", vocab.len(), move |id, row| {

@@ -40,5 +40,18 @@ pub(crate) fn embedding(model: &Model) -> Result<Writer, Error> {
         }
         build.gated(&block, gain);
     }
+    if model.dense {
+        let (n_embd, between) = (model.n_embd, 2 * model.n_embd);
+        for (key, width) in [
+            ("dense_2_feat_in", n_embd),
+            ("dense_2_feat_out", between),
+            ("dense_3_feat_in", between),
+            ("dense_3_feat_out", n_embd),
+        ] {
+            build.key(key, width);
+        }
+        build.matrix("dense_2", n_embd, between, 1.0);
+        build.matrix("dense_3", between, n_embd, 1.0);
+    }
     Ok(build.writer)
 }

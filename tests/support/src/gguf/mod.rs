@@ -1,5 +1,5 @@
-//! GGUF files made on the spot: a version 3 [`Writer`], [`Model`]s small enough for a test, and [`Shape`]s as large as
-//! real models, to measure with.
+//! GGUF files made on the spot: a version 3 [`Writer`], [`Model`]s and a [`Projector`] small enough for a test, and
+//! [`Shape`]s as large as real models, to measure with.
 //!
 //! The small models are real files that llama.cpp loads and runs, byte-identical for equal settings. Their weights are
 //! random apart from what makes them useful to look at: the text models speak in words and come to an end, the
@@ -21,6 +21,7 @@ mod error;
 mod gemma;
 mod k_quants;
 mod model;
+mod projector;
 mod quants;
 mod random;
 mod random_blocks;
@@ -35,6 +36,7 @@ mod writer;
 pub use damage::Damage;
 pub use error::Error;
 pub use model::{Kind, Model};
+pub use projector::Projector;
 pub use shape::Shape;
 pub use tensor::{Tensor, TensorType};
 pub use value::{Array, Value};

@@ -22,6 +22,8 @@ pub enum Kind {
     /// Text, `lfm2`: convolution and attention blocks by turns, chatml template that begins with the first token,
     /// which the tokenizer puts before a text as well.
     Lfm2,
+    /// Text, `qwen2vl`: as [`Llama`](Self::Llama), with a rotary embedding in sections; the text part of Qwen2.5-Omni.
+    Qwen2Vl,
     /// Embeddings, `bert` with mean pooling.
     BertEmbedding,
     /// Scores of labels, `bert` with pooling `rank`.
@@ -30,8 +32,8 @@ pub enum Kind {
         /// and with or without accents, and longer words that begin with it do too, unless they are known themselves.
         labels: Vec<(String, Vec<String>)>,
     },
-    /// Embeddings, `gemma-embedding` with mean pooling and a sliding window in every other block, without the dense
-    /// modules.
+    /// Embeddings, `gemma-embedding` with mean pooling and a sliding window in every other block; see
+    /// [`dense`](Model::dense).
     GemmaEmbedding,
 }
 
@@ -47,6 +49,8 @@ pub struct Model {
     pub(crate) kind: Kind,
     pub(crate) seed: u64,
     pub(crate) endless: bool,
+    pub(crate) says: Vec<String>,
+    pub(crate) dense: bool,
     pub(crate) n_ctx_train: u32,
     pub(crate) n_embd: u32,
     pub(crate) n_layer: u32,
@@ -77,7 +81,7 @@ impl Model {
     pub fn new(kind: Kind) -> Self {
         // The wider, the less random vectors have in common by chance.
         let (n_ctx_train, n_embd, n_layer, n_head, n_head_kv) = match kind {
-            Kind::Llama => (2048, 192, 2, 6, 2),
+            Kind::Llama | Kind::Qwen2Vl => (2048, 192, 2, 6, 2),
             Kind::Lfm2 => (2048, 192, 4, 6, 2),
             Kind::BertEmbedding | Kind::BertClassifier { .. } => (512, 256, 2, 4, 4),
             Kind::GemmaEmbedding => (2048, 256, 2, 4, 1),
@@ -86,6 +90,8 @@ impl Model {
             kind,
             seed: 0,
             endless: false,
+            says: Vec::new(),
+            dense: false,
             n_ctx_train,
             n_embd,
             n_layer,
@@ -102,6 +108,8 @@ impl Model {
         seed: u64;
         /// A text model begins again instead of ending.
         endless: bool;
+        /// [`Kind::GemmaEmbedding`] has its dense modules behind the pooling.
+        dense: bool;
         /// The longest context, in tokens.
         n_ctx_train: u32;
         /// The width of the state, a multiple of 64.
@@ -117,6 +125,13 @@ impl Model {
         n_ff: u32;
         /// The type of the large tensors.
         weights: TensorType;
+    }
+
+    /// A text model says these texts, each of which becomes one token, and ends; at most 60 of them.
+    #[must_use]
+    pub fn says<'a>(mut self, texts: impl IntoIterator<Item = &'a str>) -> Self {
+        self.says = texts.into_iter().map(str::to_owned).collect();
+        self
     }
 
     /// Fills the vocabulary up to this size with tokens that never occur.
@@ -158,6 +173,7 @@ impl Model {
         self.check()?;
         match &self.kind {
             Kind::Llama => decoder::llama(self),
+            Kind::Qwen2Vl => decoder::qwen2vl(self),
             Kind::Lfm2 => decoder::lfm2(self),
             Kind::BertEmbedding => bert::embedding(self),
             Kind::BertClassifier { labels } => bert::classifier(self, labels),
@@ -183,6 +199,8 @@ impl Model {
         let heads =
             self.n_head > 0 && self.n_embd.is_multiple_of(self.n_head) && self.head_size().is_multiple_of(2);
         rule(heads, "n_head", "a divisor of n_embd that leaves an even head size")?;
+        let differ = (1..self.says.len()).all(|i| !self.says[..i].contains(&self.says[i]));
+        rule(self.says.len() <= 60 && differ, "says", "at most 60 texts, no two of them the same")?;
         rule(
             self.n_head_kv > 0 && self.n_head.is_multiple_of(self.n_head_kv),
             "n_head_kv",

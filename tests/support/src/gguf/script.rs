@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::random::Random;
-use super::vocab::{END_OF_TURN, Vocab, byte_char};
+use super::vocab::{END_OF_TURN, Vocab, byte_char, byte_text};
 use super::words::{ENGLISH, Lexicon, SPANISH};
 
 /// The place of all tokens that are none of the script's words; the text begins after it.
@@ -44,6 +44,24 @@ impl Script {
         }
         let end = if endless { byte_char(b'\n').to_string() } else { END_OF_TURN.to_owned() };
         ids.get(end.as_str()).into_iter().for_each(|id| script.follows[*id].push(last));
+        script
+    }
+}
+
+impl Script {
+    /// These texts one after another, and the end. Each is a token of its own, as [`Vocab::add_text`] makes it.
+    pub(crate) fn saying(texts: &[String], vocab: &Vocab) -> Self {
+        let id = |text: &str| vocab.tokens.iter().position(|token| token.text == text);
+        let mut script = Self { place: vec![START; vocab.len()], follows: vec![Vec::new(); vocab.len()] };
+        for (text, place) in texts.iter().zip(1..) {
+            if let Some(id) = id(&byte_text(text)) {
+                script.place[id] = place;
+                script.follows[id].push(place - 1);
+            }
+        }
+        if let Some(end) = id(END_OF_TURN) {
+            script.follows[end].push(texts.len() as u32);
+        }
         script
     }
 }

@@ -130,6 +130,11 @@ impl Vocab {
         }
     }
 
+    /// Adds a text as one token, which the tokenizer need not find; byte-level BPE only.
+    pub(crate) fn add_text(&mut self, text: &str) {
+        self.add(byte_text(text), TokenKind::Normal);
+    }
+
     /// Adds made-up words that a model may say, up to `n` tokens in all; byte-level BPE only. What it has said comes back
     /// from the tokenizer as the same tokens, as a conversation needs it.
     pub(crate) fn fill_with_words(&mut self, n: usize) {
@@ -197,6 +202,11 @@ fn made_up_word(i: usize) -> String {
         char::from(letter)
     };
     places.map(letter).collect()
+}
+
+/// A text as a byte-level vocabulary writes it.
+pub(crate) fn byte_text(text: &str) -> String {
+    text.bytes().map(byte_char).collect()
 }
 
 /// The character that stands for a byte in a byte-level vocabulary: itself where it is visible in Latin-1, else the

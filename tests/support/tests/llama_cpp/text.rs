@@ -50,7 +50,7 @@ fn is_readable(text: &str) -> bool {
 
 #[test]
 fn text_models_say_words_and_come_to_an_end() {
-    for kind in [Kind::Llama, Kind::Lfm2] {
+    for kind in [Kind::Llama, Kind::Lfm2, Kind::Qwen2Vl] {
         for seed in 0..12 {
             let model = load(&Model::new(kind.clone()).seed(seed));
             let text = greedy(&model, PROMPT);
@@ -69,6 +69,17 @@ fn sampling_keeps_to_words_and_ends_now_and_then_after_half() {
         assert!(readable >= 22, "{kind:?}: {said:#?}");
         let half = said.iter().filter(|(text, _)| text.ends_with('.')).count();
         assert!((1..24).contains(&half), "{kind:?}: {half} {said:#?}");
+    }
+}
+
+#[test]
+fn a_model_says_what_it_was_told_to_and_ends() {
+    let texts = ["I call", " it:\n", "<tool_call>", "{\"name\": \"ñ\"}", "</tool_call>"];
+    for kind in [Kind::Llama, Kind::Lfm2, Kind::Qwen2Vl] {
+        for seed in 0..4 {
+            let model = load(&Model::new(kind.clone()).seed(seed).says(texts));
+            assert_eq!(greedy(&model, PROMPT), texts.concat(), "{kind:?} {seed}");
+        }
     }
 }
 

@@ -4,11 +4,14 @@
 //! settings, which tokens, and the other file's length and checksum. The second one is written last, under another name,
 //! and renamed: a session without it does not exist. Nothing that does not fit its description is given to llama.cpp.
 
+mod store;
+
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use llama_cpp_2::token::LlamaToken;
 use sarai_core::config::KvCacheType;
@@ -21,81 +24,16 @@ use super::context::{Context, SeqId};
 use super::engine::reusable;
 use super::header::Header;
 use crate::Error;
+pub use store::SessionStore;
+use store::{Unfinished, remove};
 
 /// Of this form of session, and of the state that this llama.cpp writes.
 const VERSION: &str = concat!("3/", "llama-cpp-sys-2 0.1.161");
 /// Shorter conversations are computed again as quickly.
 const LEAST_TOKENS: usize = 32;
-/// Whoever has written to an unfinished session longer ago than this does not write to it any more.
-const LONGEST_WRITE: Duration = Duration::from_hours(1);
-
-/// A folder for the sessions of all models, limited in size. Several processes may use it.
-#[derive(Debug)]
-pub struct SessionStore {
-    folder: PathBuf,
-    most: Bytes,
-    /// Held while files are removed or counted.
-    tidying: Mutex<()>,
-}
-
-impl SessionStore {
-    /// A store in `folder`, which is made when it is first written to. Holds at most `most`, the oldest going first.
-    #[must_use]
-    pub fn new(folder: impl Into<PathBuf>, most: Bytes) -> Arc<Self> {
-        Arc::new(Self { folder: folder.into(), most, tidying: Mutex::new(()) })
-    }
-
-    /// Removes the oldest sessions until there is room for `coming`; returns whether there is.
-    fn make_room(&self, coming: Bytes) -> bool {
-        let _tidying = self.tidying.lock().unwrap_or_else(PoisonError::into_inner);
-        if coming > self.most {
-            return false;
-        }
-        let mut states: Vec<(SystemTime, PathBuf, Bytes)> = fs::read_dir(&self.folder)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let metadata = entry.metadata().ok()?;
-                let is_state = entry.path().extension().is_some_and(|end| end == "kv");
-                is_state.then(|| {
-                    (
-                        metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-                        entry.path(),
-                        Bytes(metadata.len()),
-                    )
-                })
-            })
-            .collect();
-        states.sort();
-        self.remove_unfinished();
-        let mut held: Bytes = states.iter().map(|(_, _, bytes)| *bytes).sum();
-        for (_, path, bytes) in states {
-            if held + coming <= self.most {
-                break;
-            }
-            remove(&path);
-            held = held - bytes;
-        }
-        true
-    }
-}
-
-impl SessionStore {
-    /// Removes what a process that was killed in the middle of a session has left.
-    fn remove_unfinished(&self) {
-        let old = |path: &Path| {
-            let modified = fs::metadata(path).and_then(|file| file.modified()).ok();
-            modified.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > LONGEST_WRITE)
-        };
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        for path in entries.map(|entry| entry.path()).filter(|path| has_end(path, "part") && old(path)) {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(file = %path.display(), %error, "an unfinished session could not be removed");
-            }
-        }
-    }
-}
+/// What a description takes, at the most: without its tokens, and for each of them.
+const DESCRIPTION_BYTES: u64 = 8 << 10;
+const TOKEN_BYTES: u64 = 12;
 
 /// What a session belongs to: a state of another file, or made with other settings, means something else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +72,10 @@ impl Session {
     pub(super) fn tokens(&self) -> usize {
         self.tokens.len()
     }
+
+    fn description(&self) -> PathBuf {
+        self.state.with_extension("json")
+    }
 }
 
 /// The sessions of one model with its settings.
@@ -142,13 +84,16 @@ pub(super) struct Sessions {
     store: Arc<SessionStore>,
     owner: Owner,
     known: Vec<Session>,
+    /// The descriptions that were read, other models' too.
+    read: BTreeSet<PathBuf>,
     whole: bool,
 }
 
 impl Sessions {
     /// Looks for a model's sessions. `whole` says that its states cannot be cut.
     pub(super) fn open(settings: &GgufSettings, header: &Header, n_ctx: u32, whole: bool) -> Option<Self> {
-        let store = settings.sessions.clone().filter(|store| store.most > Bytes::ZERO)?;
+        let store = settings.sessions.clone().filter(|store| !store.keeps_none())?;
+        store.tidy_up();
         let metadata = fs::metadata(&settings.path).ok()?;
         let owner = Owner {
             version: VERSION.to_owned(),
@@ -165,26 +110,41 @@ impl Sessions {
                 .is_some_and(|original| u64::from(n_ctx) > original),
             kv_cache_type: settings.kv_cache_type,
         };
-        let mut sessions = Self { store, owner, known: Vec::new(), whole };
-        sessions.known = sessions.find();
+        let mut sessions = Self { store, owner, known: Vec::new(), read: BTreeSet::new(), whole };
+        sessions.look();
         Some(sessions)
     }
 
-    fn find(&self) -> Vec<Session> {
-        let Ok(entries) = fs::read_dir(&self.store.folder) else { return Vec::new() };
-        let described = entries.flatten().map(|entry| entry.path()).filter(|path| has_end(path, "json"));
-        let mut found: Vec<Session> = described.filter_map(|path| self.read(&path)).collect();
-        found.sort_by(|a, b| a.state.cmp(&b.state));
-        found
+    /// Sees what has come and gone: whoever makes room in the store removes what is oldest there, and another engine on the
+    /// same file, of another process too, writes its own.
+    fn look(&mut self) {
+        let there = self.store.descriptions();
+        self.known.retain(|session| there.contains(&session.description()));
+        self.read.retain(|path| there.contains(path));
+        for path in there {
+            if !self.read.contains(&path) {
+                self.known.extend(self.read(&path));
+                self.read.insert(path);
+            }
+        }
     }
 
-    /// A session by its description; none where that is another model's or no description.
+    /// A session by its description; none where that is another model's, or no description: such a one is removed.
     fn read(&self, path: &Path) -> Option<Session> {
-        let text = fs::read(path).ok()?;
+        let state = path.with_extension("kv");
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) => {
+                // Removed since it was seen, mostly.
+                tracing::debug!(session = %path.display(), %error, "a session cannot be read");
+                return None;
+            }
+        };
         let description: Description = match serde_json::from_slice(&text) {
             Ok(description) => description,
             Err(error) => {
-                tracing::warn!(session = %path.display(), %error, "a damaged session is ignored");
+                tracing::warn!(session = %path.display(), %error, "a damaged session is removed");
+                remove(&state);
                 return None;
             }
         };
@@ -193,12 +153,12 @@ impl Sessions {
         }
         let Description { tokens, bytes, xxh3, .. } = description;
         let tokens = tokens.into_iter().map(LlamaToken).collect();
-        Some(Session { state: path.with_extension("kv"), tokens, bytes, xxh3 })
+        Some(Session { state, tokens, bytes, xxh3 })
     }
 
     /// The session that helps most with a prompt and fits a context of `n_ctx`, and how many tokens it saves.
     pub(super) fn best(&mut self, prompt: &[LlamaToken], n_ctx: usize) -> Option<(Session, usize)> {
-        self.forget_removed();
+        self.look();
         let help = |session: &Session| reusable(&session.tokens, prompt, self.whole);
         let fitting = self.known.iter().filter(|session| session.tokens.len() < n_ctx);
         let (session, length) =
@@ -208,6 +168,12 @@ impl Sessions {
 
     /// Puts a session into an empty sequence; returns whether it could. One that is damaged is removed.
     pub(super) fn restore(&mut self, session: &Session, context: &mut Context<'_>, place: SeqId) -> bool {
+        // Another engine may have written the same conversation again since.
+        let now = self.read(&session.description()).filter(|now| now.tokens == session.tokens);
+        let Some(session) = &now else {
+            self.known.retain(|known| known.state != session.state);
+            return false;
+        };
         let checked = checksum(&session.state).and_then(|(bytes, xxh3)| match (bytes, xxh3) {
             intact if intact == (session.bytes, session.xxh3) => Ok(()),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it does not have its checksum")),
@@ -215,7 +181,7 @@ impl Sessions {
         if let Err(error) = checked {
             // Another process, or another model on this file, may have removed it.
             if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(session = %session.state.display(), %error, "a damaged session is ignored");
+                tracing::warn!(session = %session.state.display(), %error, "a damaged session is removed");
             }
             self.forget(session);
             return false;
@@ -235,7 +201,7 @@ impl Sessions {
 
     /// Writes a sequence, unless it is short or there already. What it goes on from is not needed any more.
     pub(super) fn store(&mut self, context: &Context<'_>, place: SeqId, tokens: &[LlamaToken]) {
-        self.forget_removed();
+        self.look();
         let there =
             |session: &Session| session.tokens == tokens || !self.whole && session.tokens.starts_with(tokens);
         if tokens.len() < LEAST_TOKENS || self.known.iter().any(there) {
@@ -247,23 +213,26 @@ impl Sessions {
                 for superfluous in self.known.extract_if(.., |other| begins(other)) {
                     remove(&superfluous.state);
                 }
+                self.read.insert(session.description());
+                self.known.retain(|known| known.state != session.state);
                 self.known.push(session);
+                // Others may have written meanwhile.
+                self.store.tidy_up();
             }
             Err(error) => {
-                tracing::warn!(folder = %self.store.folder.display(), %error, "a session could not be written");
+                tracing::warn!(folder = %self.store.folder().display(), %error, "a session could not be written");
             }
         }
     }
 
     fn write(&self, context: &Context<'_>, place: SeqId, tokens: &[LlamaToken]) -> Result<Session, Error> {
-        let failed = |source| Error::WriteSession { folder: self.store.folder.clone(), source };
-        make_private(&self.store.folder).map_err(failed)?;
-        let state = self.store.folder.join(format!("{}.kv", self.name(tokens)));
-        if !self.store.make_room(Bytes(context.saved_bytes(place))) {
-            let larger =
-                io::Error::new(io::ErrorKind::StorageFull, "it is larger than the whole store may be");
-            return Err(failed(larger));
-        }
+        let failed = |source| Error::WriteSession { folder: self.store.folder().to_owned(), source };
+        make_private(self.store.folder()).map_err(failed)?;
+        let state = self.store.folder().join(format!("{}.kv", self.name(tokens)));
+        let bytes = context.saved_bytes(place) + DESCRIPTION_BYTES + tokens.len() as u64 * TOKEN_BYTES;
+        let full =
+            || io::Error::new(io::ErrorKind::StorageFull, "it is larger than what the store has room for");
+        let _room = self.store.room(Bytes(bytes)).ok_or_else(full).map_err(failed)?;
         let written = Unfinished::new(&state);
         context.save(place, tokens, &written.path)?;
         let (bytes, xxh3) = checksum(&written.path).map_err(failed)?;
@@ -288,13 +257,8 @@ impl Sessions {
         format!("{:016x}-{:016x}", xxh3_64(owner.as_bytes()), xxh3_64(&ids))
     }
 
-    /// Whoever makes room in the store, another process too, removes what is oldest there.
-    fn forget_removed(&mut self) {
-        self.known.retain(|session| session.state.exists());
-    }
-
     fn forget(&mut self, session: &Session) {
-        self.known.retain(|other| other != session);
+        self.known.retain(|known| known.state != session.state);
         remove(&session.state);
     }
 }
@@ -306,47 +270,6 @@ fn adapter(path: &Path, scale: f32) -> String {
     format!("{scale} {:?} {modified:?}", file.map(|file| file.len()))
 }
 
-/// A file under another name, which is removed unless it is finished.
-struct Unfinished {
-    path: PathBuf,
-    name: PathBuf,
-    finished: bool,
-}
-
-impl Unfinished {
-    fn new(name: &Path) -> Self {
-        let mut path = name.as_os_str().to_owned();
-        path.push(format!(".{}.part", std::process::id()));
-        Self { path: path.into(), name: name.to_owned(), finished: false }
-    }
-
-    fn finish(mut self) -> io::Result<()> {
-        fs::rename(&self.path, &self.name)?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.finished {
-            // What led here is reported already.
-            let _gone = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Removes a session. A file that is gone already is as good.
-fn remove(state: &Path) {
-    for path in [state.with_extension("json"), state.to_owned()] {
-        if let Err(error) = fs::remove_file(&path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(session = %path.display(), %error, "a session could not be removed");
-        }
-    }
-}
-
 /// Conversations are nobody else's business.
 fn make_private(folder: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
@@ -354,10 +277,6 @@ fn make_private(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(folder)
-}
-
-fn has_end(path: &Path, end: &str) -> bool {
-    path.extension().is_some_and(|extension| extension == end)
 }
 
 /// A file's length and checksum.
