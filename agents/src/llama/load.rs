@@ -300,7 +300,7 @@ mod tests {
                 }
             }
         };
-        let first = LoadRequest { estimate: Estimate::default(), cancel, progress: Arc::new(hold) };
+        let first = LoadRequest { cancel, progress: Arc::new(hold), ..LoadRequest::new(Estimate::default()) };
         std::thread::scope(|scope| {
             let first = scope.spawn(|| Loaded::load(&settings, true, &first));
             has_begun.recv().unwrap();

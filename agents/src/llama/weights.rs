@@ -113,7 +113,6 @@ fn work(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use sarai_core::memory::Estimate;
@@ -131,7 +130,7 @@ mod tests {
         let header = Header::read(&path).unwrap();
         let cancel = CancellationToken::new();
         let request =
-            LoadRequest { estimate: Estimate::default(), cancel: cancel.clone(), progress: Arc::new(|_| {}) };
+            LoadRequest { cancel: cancel.clone(), ..LoadRequest::new(Estimate::default()) };
         let (loaded, _) = Loaded::load(&settings, false, &request).unwrap();
         let mut context = Context::new(&loaded, &estimate::shape(&header, &settings, 80)).unwrap();
         let asked = AtomicBool::new(false);

@@ -160,7 +160,7 @@ async fn a_slow_first_byte_is_waited_for() {
         let host = Host::start().await.unwrap();
         host.behave(Behaviour::SlowFirstByte);
         let (client, request) = (client(of, &host), hello());
-        let asking = ask(&client, &request);
+        let asking = ask(&*client, &request);
         tokio::pin!(asking);
         // The host has the request and says nothing.
         tokio::select! {

@@ -12,7 +12,7 @@ use sarai_core::units::Bytes;
 use sarai_support::host::{Behaviour, Host};
 use serde_json::json;
 
-use super::{SHORT, ask, config, hello, ollama};
+use super::{ask, config, hello, ollama};
 
 #[tokio::test]
 async fn a_chat_is_asked_for_with_every_setting_said_and_none_made_up() {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sarai::core::backend::ServedBy;
 use sarai::core::testing::{FakeBackend, FakeProbe};
-use sarai::{Bytes, Class, Limits, ModelHandle, ModelPool, ModelRole, ModelSpec, PlaceSpec};
+use sarai::{Bytes, Limits, ModelHandle, ModelPool, ModelSpec, PlaceSpec};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Result;
@@ -22,8 +22,9 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     for _ in bench.runs("lease") {
         let handle = handle.clone();
         // Tasks of the runtime, as a caller's code is.
-        leases.push(tokio::spawn(async move { lease_and_release(&handle).await }).await??);
-        messages.push(tokio::spawn(message_and_answer()).await??);
+        let turn = tokio::spawn(async move { lease_and_release(&handle).await });
+        leases.push(turn.await?.map_err(plain)?);
+        messages.push(tokio::spawn(message_and_answer()).await?.map_err(plain)?);
     }
     Ok(vec![Figure {
         what: "lease and release of a model that is ready".to_owned(),
@@ -37,16 +38,14 @@ pub(super) async fn measure(bench: &Bench) -> Result<Vec<Figure>> {
 
 type Sent<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
+fn plain(error: Box<dyn std::error::Error + Send + Sync>) -> Box<dyn std::error::Error> {
+    error
+}
+
 /// A handle to a model that is loaded.
 async fn ready() -> Result<ModelHandle> {
     let backend = FakeBackend::new(ServedBy::GgufNative("model.gguf".into()), MODEL);
-    let spec = ModelSpec {
-        name: "model".parse()?,
-        role: ModelRole::Llm,
-        class: Class::OnDemand,
-        ttl: None,
-        places: vec![PlaceSpec::Backend(Arc::new(backend))],
-    };
+    let spec = ModelSpec::new("model".parse()?, vec![PlaceSpec::Backend(Arc::new(backend))]);
     let limits = Limits { budget: MODEL, ..Limits::default() };
     let probe = Arc::new(FakeProbe::new(Bytes(MODEL.0 * 8)));
     let pool = ModelPool::builder(limits).probe(probe).model(spec).build()?;

@@ -133,7 +133,7 @@ fn host(
         retries,
         parallel,
         keep_alive,
-        continues: check.setting(&at.key("continues"), raw.continues, ollama),
+        continues: ollama || check.setting(&at.key("continues"), raw.continues, false),
     })
 }
 

@@ -145,7 +145,7 @@ fn a_problem_names_its_file_line_and_key() {
     );
     assert_eq!(
         error.unwrap_err().to_string(),
-        "c.yaml:2: models.a.backend: unknown variant `ollama_htp`, expected `ollama_http` or `gguf_native`"
+        "c.yaml:2: models.a.backend: unknown variant `ollama_htp`, expected one of `ollama_http`, `openai_http`, `gguf_native`"
     );
 }
 

@@ -134,15 +134,19 @@ hosts.ollama.connect_timeout: 1s  # default
 hosts.ollama.first_token_timeout: 2m  # default
 hosts.ollama.keep_alive: 5m  # default
 hosts.ollama.kind: ollama  # default
+hosts.ollama.load_timeout: 3m  # default
 hosts.ollama.parallel: 1  # default
 hosts.ollama.retries: 1  # default
 hosts.ollama.stall_timeout: 30s  # default
 hosts.ollama.total_timeout: 10m  # default
 hosts.ollama.url: http://127.0.0.1:11434  # default
+hosts.ollama.watch: true  # default
+hosts.ollama.watch_interval: 30s  # default
 memory.eviction: cost_aware  # default
 memory.max_concurrent_llms: 3  # default
 memory.max_ram_gb: 12  # file config/sarai.yaml:5, .env GB
 memory.monitor_interval: 30s  # default
+memory.restore: false  # default
 memory.shared: false  # default
 memory.strategy: hybrid_http_gguf  # default
 metrics.listen: \"127.0.0.1:9464\"  # file config/sarai.yaml:6
@@ -151,6 +155,7 @@ models.solar.class: on_demand  # default
 models.solar.context: {max: 8000, min: 1000}  # default
 models.solar.host: ollama  # default
 models.solar.host_model: big  # environment SOLAR_MODEL_NAME
+models.solar.on_stream_failure: error  # default
 models.solar.places: [ollama_http:ollama]  # file config/sarai.yaml:3
 models.solar.role: llm  # default
 models.solar.ttl: 90s  # file config/sarai.yaml:3
