@@ -3,6 +3,7 @@
 
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
+use llama_cpp_2::token::data::LlamaTokenData;
 use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 use llguidance::Matcher;
 use llguidance::api::TopLevelGrammar;
@@ -38,6 +39,38 @@ impl Form {
                 grammar.map(Self::Grammar).map_err(|error| Error::BadGrammar { reason: error.to_string() })
             }
         }
+    }
+
+    /// The form of an answer that has begun so. Its tokens are cut here, which may not be how they were when it was written:
+    /// only the text counts.
+    pub(super) fn after(constraint: &Constraint, said: &str, loaded: &Loaded) -> Result<Self, Error> {
+        let mut form = Self::new(constraint, loaded)?;
+        if !said.is_empty() {
+            // Not by the vocabulary's own rules, which may put a blank before the first word.
+            let tokens = loaded.schemas()?.tok_env().tok_trie().greedy_tokenize(said.as_bytes());
+            for token in tokens {
+                form.goes_on_by(LlamaToken(token.cast_signed()))?;
+            }
+        }
+        Ok(form)
+    }
+
+    /// Goes on by a token that somebody else has chosen.
+    fn goes_on_by(&mut self, token: LlamaToken) -> Result<(), Error> {
+        let allowed = match self {
+            // It says so itself.
+            Self::Schema(_) => true,
+            Self::Grammar(sampler) => {
+                let mut candidates =
+                    LlamaTokenDataArray::new(vec![LlamaTokenData::new(token, 0.0, 0.0)], false);
+                sampler.apply(&mut candidates);
+                candidates.data.iter().all(|candidate| candidate.logit() > f32::NEG_INFINITY)
+            }
+        };
+        if !allowed {
+            return Err(stuck(&"it has begun in another form"));
+        }
+        self.accept(token)
     }
 
     /// Gives every token that may not come next the score of minus infinity.

@@ -15,6 +15,8 @@ const ROOM_FOR_ANSWER: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Tokens {
     pub(super) tokens: Vec<LlamaToken>,
+    /// How many of them, at the end, are the beginning of the answer.
+    pub(super) prefill: usize,
     /// The end of the instructions, where they are at the beginning: other conversations may begin with them, too.
     pub(super) instructions: Option<usize>,
     pub(super) truncated: bool,
@@ -28,6 +30,8 @@ struct Template<'a> {
     tools: &'a [Tool],
     /// Tools for a model whose template does not know them.
     instructions: Option<String>,
+    /// The beginning of the answer.
+    prefill: &'a str,
 }
 
 /// The format in which a model calls tools.
@@ -37,12 +41,13 @@ pub(super) fn tool_format(loaded: &Loaded) -> Format {
 
 /// The tokens of a request for a context of `n_ctx`.
 pub(super) fn tokens(loaded: &Loaded, request: &GenerateRequest, n_ctx: u32) -> Result<Tokens, Error> {
-    let template = Template::new(loaded, &request.tools);
+    let prefill = request.prefill.as_ref().map_or("", |prefill| prefill.text.as_str());
+    let template = Template::new(loaded, &request.tools, prefill);
     let fits = |tokens: &[LlamaToken], room: u32| tokens.len() + (room as usize) <= n_ctx as usize;
     let answer = request.sampling.max_tokens.unwrap_or(u32::MAX).clamp(1, n_ctx.div_ceil(ROOM_FOR_ANSWER));
     match &request.prompt {
         Prompt::Raw(text) => {
-            let mut tokens = template.tokenize(text)?;
+            let (mut tokens, prefill) = template.begun(text)?;
             let truncated = request.truncate == Truncate::Oldest && !fits(&tokens, 1);
             if truncated {
                 // The first token of a vocabulary that has one stays at the beginning.
@@ -50,17 +55,17 @@ pub(super) fn tokens(loaded: &Loaded, request: &GenerateRequest, n_ctx: u32) -> 
                 let kept = (n_ctx - answer) as usize - first;
                 tokens.drain(first..tokens.len() - kept);
             }
-            Tokens { tokens, instructions: None, truncated }.checked(n_ctx)
+            Tokens { tokens, prefill, instructions: None, truncated }.checked(n_ctx)
         }
         Prompt::Chat(messages) if messages.is_empty() => Err(Error::EmptyPrompt),
         Prompt::Chat(messages) => {
-            let whole = template.tokenize(&template.render(messages, true)?)?;
+            let (whole, prefill) = template.begun(&template.render(messages, true)?)?;
             if fits(&whole, 1) || request.truncate == Truncate::Error {
                 let instructions = template.instructions_end(messages, &whole);
-                return Tokens { tokens: whole, instructions, truncated: false }.checked(n_ctx);
+                return Tokens { tokens: whole, prefill, instructions, truncated: false }.checked(n_ctx);
             }
             let tokens = template.newest(messages, |tokens| fits(tokens, answer))?;
-            Tokens { tokens, instructions: None, truncated: true }.checked(n_ctx)
+            Tokens { tokens, prefill, instructions: None, truncated: true }.checked(n_ctx)
         }
     }
 }
@@ -75,7 +80,7 @@ impl Tokens {
 }
 
 impl<'a> Template<'a> {
-    fn new(loaded: &'a Loaded, tools: &'a [Tool]) -> Self {
+    fn new(loaded: &'a Loaded, tools: &'a [Tool], prefill: &'a str) -> Self {
         let vocab = loaded.model().vocab();
         // A vocabulary without such a token gives -1, which llama.cpp must not be asked about.
         let marker = |token: LlamaToken| {
@@ -86,7 +91,29 @@ impl<'a> Template<'a> {
         let knows_tools = own.as_deref().and_then(Format::of).is_some();
         let instructions = (!tools.is_empty() && !knows_tools).then(|| tools::instructions(tools));
         let markers = Markers { bos: marker(vocab.bos()), eos: marker(vocab.eos()) };
-        Self { loaded, own, markers, tools: if knows_tools { tools } else { &[] }, instructions }
+        Self { loaded, own, markers, tools: if knows_tools { tools } else { &[] }, instructions, prefill }
+    }
+
+    /// The tokens of a prompt and of the answer's beginning, and how many of them are the latter's. The two are cut into
+    /// tokens apart, as they were when the answer began: a model does not write a token that begins in its prompt.
+    fn begun(&self, prompt: &str) -> Result<(Vec<LlamaToken>, usize), Error> {
+        let mut tokens = self.tokenize(prompt)?;
+        let said = self.tokens_after_a_line(self.prefill);
+        tokens.extend_from_slice(&said);
+        Ok((tokens, said.len()))
+    }
+
+    /// The tokens of a text that is no beginning: some vocabularies put a blank before the first word of a text, so the end of a
+    /// line is put there, and taken off again.
+    fn tokens_after_a_line(&self, text: &str) -> Vec<LlamaToken> {
+        if text.is_empty() {
+            return Vec::new();
+        }
+        let vocab = self.loaded.model().vocab();
+        let tokens = |text: &str| vocab.tokenize(text.as_bytes(), false, false);
+        let (line, both) = (tokens("\n"), tokens(&format!("\n{text}")));
+        // A text that begins with blanks may have become one token with it.
+        both.strip_prefix(line.as_slice()).map_or_else(|| tokens(text), <[LlamaToken]>::to_vec)
     }
 
     fn render(&self, messages: &[Message], to_be_answered: bool) -> Result<String, Error> {
@@ -134,7 +161,10 @@ impl<'a> Template<'a> {
         fits: impl Fn(&[LlamaToken]) -> bool,
     ) -> Result<Vec<LlamaToken>, Error> {
         let shorter = shorter(messages);
-        let tokens = |at: usize| self.tokenize(&self.render(&shorter[at].of(messages), true)?);
+        let tokens = |at: usize| {
+            let (tokens, _) = self.begun(&self.render(&shorter[at].of(messages), true)?)?;
+            Ok::<_, Error>(tokens)
+        };
         // The more is left out, the shorter it is: the least that is enough, by halving.
         let (mut enough, mut most) = (0, shorter.len() - 1);
         while enough < most {

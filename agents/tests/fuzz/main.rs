@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use futures::StreamExt;
 use proptest::prelude::*;

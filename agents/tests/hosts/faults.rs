@@ -218,7 +218,9 @@ async fn lines_and_characters_may_be_cut_anywhere() {
             assert_eq!(text, "hola desde el host ñ😀");
             assert_eq!(completion.finish_reason, FinishReason::Stop);
             assert_eq!((completion.prompt_tokens, completion.completion_tokens), (Some(7), Some(4)));
-            assert_eq!(completion.decode_time.unwrap().as_secs(), 2);
+            if of == HostKind::Ollama {
+                assert_eq!(completion.decode_time.unwrap().as_secs(), 2, "as the host measured it");
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod batching;
+mod continued;
 mod embedding;
 mod files;
 mod forms;
@@ -23,7 +24,6 @@ use sarai_core::request::{Capability, Completion, Delta, GenerateRequest, Messag
 use sarai_core::units::Bytes;
 use sarai_support::gguf::{Kind, Model};
 use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
 
 /// A file of a model, in a folder that goes with it.
 struct ModelFile {

@@ -15,7 +15,6 @@ use sarai_core::memory::Estimate;
 use sarai_core::request::{Capability, GenerateRequest, Sampling};
 use sarai_core::units::Bytes;
 use sarai_support::gguf::{Kind, Model};
-use tokio_util::sync::CancellationToken;
 
 async fn estimate(settings: &GgufSettings) -> Estimate {
     GgufBackend::new(settings.clone()).estimate(Bytes::from_gb(8.0)).await.unwrap()

@@ -30,6 +30,8 @@ pub(in super::super) struct Sequence {
     /// Tokens of the prompt that were there already when it was first let in.
     pub(super) cached: Option<usize>,
     prompt_length: usize,
+    /// Tokens at the prompt's end that are the answer's beginning.
+    prefill: usize,
     truncated: bool,
     most: Option<usize>,
     answer: Answer,
@@ -71,22 +73,25 @@ impl Sequence {
         if let Some(what) = request.contradiction() {
             return Err(Error::Contradiction { what });
         }
-        let form = request.constraint.as_ref().map(|constraint| Form::new(constraint, loaded)).transpose()?;
-        let Tokens { tokens, instructions, truncated } = prompt::tokens(loaded, request, n_ctx)?;
+        let said = request.prefill.as_ref().map_or("", |prefill| prefill.text.as_str());
+        let form = request.constraint.as_ref().map(|constraint| Form::after(constraint, said, loaded));
+        let form = form.transpose()?;
+        let Tokens { tokens, prefill, instructions, truncated } = prompt::tokens(loaded, request, n_ctx)?;
         let sampling = &request.sampling;
         let calls = (!request.tools.is_empty()).then(|| Calls::new(prompt::tool_format(loaded)));
         Ok(Self {
             prompt_length: tokens.len(),
+            prefill,
             computed: 0,
             place: None,
             marks: instructions.into_iter().collect(),
             cached: None,
             truncated,
-            most: sampling.max_tokens.map(|most| most as usize),
+            most: sampling.max_tokens.map(|most| (most as usize).saturating_sub(prefill)),
             answer: Answer {
                 chooser: Chooser::new(request, form, loaded.model().vocab().n_tokens(), &tokens)?,
                 characters: Characters::default(),
-                stops: Stops::new(&sampling.stop),
+                stops: Stops::after(&sampling.stop, said),
                 calls,
                 logprobs: request.logprobs.map(|n| (n as usize, Vec::new())),
                 first: None,
@@ -204,10 +209,10 @@ impl Sequence {
         let count = |n: usize| u32::try_from(n).ok();
         let completion = Completion {
             truncated: self.truncated,
-            prompt_tokens: count(self.prompt_length),
-            cached_tokens: count(self.cached.unwrap_or(0)),
-            completion_tokens: count(written),
-            decode_time: self.decode_time(written),
+            prompt_tokens: count(self.prompt_length - self.prefill),
+            cached_tokens: count(self.cached.unwrap_or(0).min(self.prompt_length - self.prefill)),
+            completion_tokens: count(self.prefill + written),
+            decode_time: self.decode_time(written).map(|time| self.with_prefill(time, written)),
             finish_reason: if tool_calls.is_empty() { reason } else { FinishReason::ToolCalls },
             tool_calls,
             logprobs: self.answer.logprobs.take().map(|(_, all)| all),
@@ -224,6 +229,11 @@ impl Sequence {
         let (written, intervals) =
             (u32::try_from(written).ok()?, u32::try_from(written.checked_sub(1)?).ok()?);
         if intervals == 0 { None } else { Some(between / intervals * written) }
+    }
+
+    /// As if the answer's beginning had been written as fast as the rest.
+    fn with_prefill(&self, time: std::time::Duration, written: usize) -> std::time::Duration {
+        time.mul_f64((self.prefill + written) as f64 / written.max(1) as f64)
     }
 
     /// Tells the reader that it failed.
