@@ -74,6 +74,15 @@ impl Sarai {
     /// # Errors
     /// A host's address cannot be used, the models do not go together, or there is no tokio runtime around.
     pub fn start(config: &Config) -> Result<Self, Error> {
+        Self::start_in(config, cache_folder())
+    }
+
+    /// The same, with this folder in place of the user's cache for what is measured and kept of loads and conversations; `None`
+    /// keeps nothing but conversations that have a folder of their own.
+    ///
+    /// # Errors
+    /// As for [`Sarai::start`].
+    pub fn start_in(config: &Config, cache: Option<PathBuf>) -> Result<Self, Error> {
         let hosts = Hosts::new(&config.hosts)?;
         let probe = SystemProbe::new();
         let limits = Limits {
@@ -84,7 +93,7 @@ impl Sarai {
             ..Limits::default()
         }
         .with_spare();
-        let sessions = session_store(&config.sessions);
+        let local = Local { sessions: session_store(&config.sessions, cache.as_deref()), cache: cache.clone() };
         let mut builder = ModelPool::builder(limits)
             .probe(Arc::new(probe))
             .wait_timeout(config.queue.wait_timeout)
@@ -103,7 +112,7 @@ impl Sarai {
                 places: model
                     .places
                     .iter()
-                    .filter_map(|place| wire(place, model, &hosts, sessions.as_ref()))
+                    .filter_map(|place| wire(place, model, &hosts, &local))
                     .collect(),
             });
         }
@@ -116,7 +125,7 @@ impl Sarai {
                 Ok((name.clone(), Arc::new(compiled)))
             })
             .collect::<Result<_, Error>>()?;
-        let restore = config.memory.restore.then(|| Restore::of(config, cache_folder())).flatten();
+        let restore = config.memory.restore.then(|| Restore::of(config, cache.clone())).flatten();
         Ok(Self {
             pool: builder.build()?,
             restore: restore.map(Arc::new),
@@ -211,12 +220,18 @@ impl Sarai {
     }
 }
 
+/// What models in this process keep on disk, and where.
+struct Local {
+    cache: Option<PathBuf>,
+    sessions: Option<Arc<SessionStore>>,
+}
+
 /// A place with what runs it. The configuration has checked that its host is there.
 fn wire(
     place: &Place,
     model: &ModelConfig,
     hosts: &Hosts,
-    sessions: Option<&Arc<SessionStore>>,
+    local: &Local,
 ) -> Option<PlaceSpec> {
     let purpose = model.role.capability();
     let backend: Arc<dyn Backend> = match place {
@@ -228,12 +243,12 @@ fn wire(
             weights: file.weights,
             kv_cache_type: file.kv_cache_type,
             resident: model.class == Class::Resident,
-            measurements: cache_folder(),
+            measurements: local.cache.clone(),
             threads: file.threads,
             parallel: file.parallel,
             lora: file.lora.clone(),
             mmproj: file.mmproj.clone(),
-            sessions: sessions.cloned(),
+            sessions: local.sessions.clone(),
         })),
         Place::Hosts { hosts: on, n_ctx, .. } => {
             let client = |on: &OnHost| Some((Arc::clone(hosts.all.get(&on.host)?), on.model.clone()));
@@ -263,8 +278,8 @@ impl Hosts {
 }
 
 /// Where there is neither a folder of the configuration's nor one of the user's, conversations are not kept.
-fn session_store(config: &SessionsConfig) -> Option<Arc<SessionStore>> {
-    let folder = config.path.clone().or_else(|| Some(cache_folder()?.join("sessions")))?;
+fn session_store(config: &SessionsConfig, cache: Option<&Path>) -> Option<Arc<SessionStore>> {
+    let folder = config.path.clone().or_else(|| Some(cache?.join("sessions")))?;
     Some(SessionStore::new(folder, config.max_bytes))
 }
 

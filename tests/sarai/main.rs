@@ -4,6 +4,7 @@
 
 mod conversations;
 mod errors;
+mod hosts;
 mod metrics;
 mod program;
 mod residency;

@@ -66,7 +66,7 @@ async fn whatever_goes_wrong_on_the_host_before_its_first_word_the_file_answers(
         (Behaviour::Status(404, "{\"error\":\"model 'solar:10.7b' not found\"}".into()), "not found"),
         (Behaviour::Status(500, "{}".into()), "status 500"),
         (Behaviour::Status(503, "{\"error\":\"server busy\"}".into()), "server busy"),
-        (Behaviour::Html, "does not answer like an Ollama"),
+        (Behaviour::Html, "does not speak the protocol of its kind"),
         (Behaviour::CutAfter(0), "cut off"),
         (Behaviour::EndWithoutDone(0), "cut off"),
         (Behaviour::ErrorLineAfter(0, "out of memory".into()), "out of memory"),
