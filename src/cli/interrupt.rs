@@ -52,7 +52,6 @@ struct Interrupts;
 
 #[cfg(not(unix))]
 impl Interrupts {
-    #[expect(clippy::unnecessary_wraps, reason = "as where it may fail")]
     fn listen() -> std::io::Result<Self> {
         Ok(Self)
     }

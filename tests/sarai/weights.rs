@@ -20,7 +20,8 @@ async fn models_on_one_file_have_its_weights_once_however_they_are_loaded() {
     let sarai = Sarai::start(&resolved.config).unwrap();
     // Side by side: LLMs and helpers do not wait for each other's loads.
     let (llm, helper) = tokio::join!(sarai.pool().load("llm"), sarai.pool().load("helper"));
-    (llm.unwrap(), helper.unwrap());
+    llm.unwrap();
+    helper.unwrap();
     sarai.pool().load("twin").await.unwrap();
     let usage = sarai.pool().memory_usage().await.unwrap();
     let weights = usage.models[0].estimate.as_ref().unwrap().weights.0;

@@ -264,15 +264,16 @@ fn check_vocabulary(header: &Header) -> Result<(), Error> {
     Ok(())
 }
 
-/// ggml asks that one of the first three is above 0 (`ggml_compute_forward_rope`), and divides by their sum.
+/// ggml asks that one of the first three is above 0, and all together no more than a head has (`ggml_mrope_cache_init`).
 fn check_sections(header: &Header) -> Result<(), Error> {
     let numbers: Vec<Option<u64>> = match header.value("{arch}.rope.dimension_sections") {
         Some(Value::Array(each)) => each.iter().map(Value::as_int).collect(),
-        Some(one) => vec![one.as_int()],
+        Some(one) => vec![one.as_int(); 4],
         None => return Ok(()),
     };
     let key = format!("{}.rope.dimension_sections", header.architecture());
-    if numbers.iter().any(|number| number.is_none_or(|number| number > u64::from(u16::MAX))) {
+    let sum = numbers.iter().try_fold(0_u64, |sum, number| sum.checked_add((*number)?));
+    if sum.is_none_or(|sum| sum > head_length(header, "key")) {
         return Err(header.bad(format!("has no usable {key}")));
     }
     if numbers.iter().take(3).all(|number| *number == Some(0)) {
@@ -414,7 +415,8 @@ mod tests {
         for (sections, said) in [
             (vec![0, 0, 0, 9], "has only zeros in"),
             (vec![4, -4, 0, 0], "has no usable"),
-            (vec![1 << 20, 0, 0, 0], "has no usable"),
+            (vec![16, 16, 1, 0], "has no usable"),
+            (vec![i128::from(u64::MAX), 1, 0, 0], "has no usable"),
         ] {
             let mut header = header(Kind::Qwen2Vl);
             let numbers = sections.into_iter().map(|n: i128| Value::Int(n)).collect();

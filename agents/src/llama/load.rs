@@ -281,8 +281,8 @@ mod tests {
         let path = folder.path().join("model.gguf");
         Model::new(Kind::Llama).write_to(&path).unwrap();
         let settings = GgufSettings::new(&path, Capability::Generate);
-        let (begun, has_begun) = std::sync::mpsc::channel();
-        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
+        let (go_on, may_go_on) = std::sync::mpsc::sync_channel::<()>(1);
         let may_go_on = Mutex::new(may_go_on);
         let cancel = CancellationToken::new();
         let hold = {

@@ -320,8 +320,8 @@ mod tests {
         check_projector(&path, N_EMBD.into())
     }
 
-    fn refusal(damage: Damage) -> String {
-        checked(&Projector::new(N_EMBD).damaged(&damage).unwrap()).unwrap_err().to_string()
+    fn refusal(damage: &Damage) -> String {
+        checked(&Projector::new(N_EMBD).damaged(damage).unwrap()).unwrap_err().to_string()
     }
 
     #[test]
@@ -378,7 +378,7 @@ mod tests {
             (Damage::MissingKey("clip.projector_type".to_owned()), "no clip.projector_type"),
             (Damage::Truncated(5000), "truncated"),
         ] {
-            let refused = refusal(damage.clone());
+            let refused = refusal(&damage);
             assert!(refused.contains(said), "{damage:?}: {refused}");
         }
     }

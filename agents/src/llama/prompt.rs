@@ -211,7 +211,7 @@ impl Left {
 fn shorter(messages: &[Message]) -> Vec<Left> {
     let begins = leading(messages);
     let of = |role: Role| (begins..messages.len()).filter(move |at| messages[*at].role == role);
-    let question = of(Role::User).last();
+    let question = of(Role::User).next_back();
     let turns = of(Role::User).filter(|at| *at > begins).map(|from| Left { question: None, from });
     let parts = of(Role::Assistant).filter(|from| question.is_some_and(|question| *from > question + 1));
     let all: Vec<Left> = turns.chain(parts.map(|from| Left { question, from })).collect();

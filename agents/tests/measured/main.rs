@@ -146,7 +146,7 @@ async fn two_loads_at_once_have_their_parts_of_what_both_took() {
         model.unload().await;
     }
     // The large one is held at its beginning until the helper is there.
-    let (there, is_there) = std::sync::mpsc::channel::<()>();
+    let (there, is_there) = std::sync::mpsc::sync_channel::<()>(1);
     let is_there = std::sync::Mutex::new(is_there);
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let begun = std::sync::Mutex::new(Some(begun));
