@@ -1,5 +1,5 @@
 //! What loads are expected to take of memory, beside what they really take once a prompt was read:
-//! `cargo bench --bench memory`. Linux only.
+//! `cargo bench --bench memory`. Ends with an error where one is off by more than a twentieth. Linux only.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
@@ -38,6 +38,9 @@ struct Args {
     /// The memory that the context is chosen for, in GB
     #[arg(long, value_name = "GB", default_value_t = 24.0)]
     available: f64,
+    /// By which part estimates may be off; more is an error
+    #[arg(long, value_name = "PART", default_value_t = 0.05)]
+    within: f64,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -49,6 +52,17 @@ struct Measured {
     estimate: Estimate,
     file_backed: Bytes,
     anonymous: Bytes,
+}
+
+impl Measured {
+    fn total(&self) -> Bytes {
+        self.file_backed + self.anonymous
+    }
+
+    /// The estimate, beside what was measured.
+    fn ratio(&self) -> f64 {
+        self.estimate.total().0 as f64 / self.total().0 as f64
+    }
 }
 
 #[tokio::main]
@@ -70,14 +84,23 @@ async fn main() -> Result<()> {
         "measured",
         "estimate / measured",
     ]);
+    let mut off = Vec::new();
     for path in files(&args)? {
         for weights in [Weights::Mmap, Weights::Repack] {
             let measured = measure(&path, weights, available).await?;
+            let ratio = measured.ratio();
+            let near = (ratio - 1.0).abs() <= args.within;
+            if !near {
+                off.push(format!("{} {weights:?}: {ratio:.3}", path.display()));
+            }
             table.add_row(row(&path, weights, &measured));
         }
     }
     println!("{table}");
-    Ok(())
+    if off.is_empty() {
+        return Ok(());
+    }
+    Err(format!("off by more than {}: {}", args.within, off.join(", ")).into())
 }
 
 fn files(args: &Args) -> Result<Vec<PathBuf>> {
@@ -154,7 +177,6 @@ fn resident(file: &Path) -> Result<(Bytes, Bytes)> {
 
 fn row(path: &Path, weights: Weights, measured: &Measured) -> [String; 12] {
     let Measured { estimate, file_backed, anonymous } = measured;
-    let total = *file_backed + *anonymous;
     let megabytes = |bytes: Bytes| format!("{:.1}", bytes.0 as f64 / 1e6);
     [
         path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -167,7 +189,7 @@ fn row(path: &Path, weights: Weights, measured: &Measured) -> [String; 12] {
         megabytes(estimate.total()),
         megabytes(*file_backed),
         megabytes(*anonymous),
-        megabytes(total),
-        format!("{:.3}", estimate.total().0 as f64 / total.0 as f64),
+        megabytes(measured.total()),
+        format!("{:.3}", measured.ratio()),
     ]
 }

@@ -1,5 +1,6 @@
 //! What is done while memory is watched, and what has to hold. Each returns the checks that failed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -125,10 +126,24 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
     let site = Arc::new(
         place.start(models.map(|(name, model)| (name.to_owned(), model)).into_iter().collect()).await?,
     );
+    // Whether the empty pool would load it.
+    let mut can_fit = BTreeMap::new();
+    for name in names {
+        let plan = site.sarai.pool().plan(&[name]).await?;
+        can_fit.insert(name, plan.iter().any(|place| place.refuse.is_none()));
+    }
     let (tally, watch) = (tally(&site), Watch::start());
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut running: FuturesUnordered<JoinHandle<Result<()>>> = FuturesUnordered::new();
+    let mut running: FuturesUnordered<JoinHandle<(&str, Result<()>)>> = FuturesUnordered::new();
     let (mut requests, mut refused, mut lost) = (0, Refused::default(), Vec::new());
+    let mut count = |(name, ended): (&str, Result<()>)| {
+        let Err(error) = ended else { return };
+        match error.downcast_ref::<Error>() {
+            Some(Error::InUse { .. }) => refused.in_use += 1,
+            Some(Error::OverBudget { .. }) if !can_fit[name] => refused.too_large += 1,
+            _ => lost.push(error.to_string()),
+        }
+    };
     let began = Instant::now();
     for action in 0..actions {
         let name = names[random.usize(..names.len())];
@@ -137,27 +152,28 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
         let (site, words) = (Arc::clone(&site), random.usize(4..64));
         running.push(tokio::spawn(async move {
             let pool = site.sarai.pool();
-            match kind {
+            let ended = match kind {
                 0..6 if name == "embedding" => site.embed(name, words, action as u64).await,
                 0..6 => site.ask(name, words, action as u64).await.map(drop),
-                6..8 => Ok(pool.load(name).await?),
+                6..8 => pool.load(name).await.map_err(Into::into),
                 _ => match pool.unload(name).await {
                     Ok(_) => Ok(()),
                     Err(error) => Err(error.into()),
                 },
-            }
+            };
+            (name, ended)
         }));
         while running.len() >= AT_ONCE
             && let Some(ended) = running.next().await
         {
-            count(ended?, &mut refused, &mut lost);
+            count(ended?);
         }
         if (action + 1) % 50 == 0 {
             eprintln!("{} of {actions} actions, {:.0} s", action + 1, began.elapsed().as_secs_f64());
         }
     }
     while let Some(ended) = running.next().await {
-        count(ended?, &mut refused, &mut lost);
+        count(ended?);
     }
     let site = Arc::into_inner(site).ok_or("somebody still has the pool")?;
     println!(
@@ -183,17 +199,8 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
 struct Refused {
     /// Unloads of models in use.
     in_use: usize,
-    /// Models that are larger than the budget.
+    /// Models that are larger than the budget, whatever is loaded.
     too_large: usize,
-}
-
-fn count(ended: Result<()>, refused: &mut Refused, lost: &mut Vec<String>) {
-    let Err(error) = ended else { return };
-    match error.downcast_ref::<Error>() {
-        Some(Error::InUse { .. }) => refused.in_use += 1,
-        Some(Error::OverBudget { .. }) => refused.too_large += 1,
-        _ => lost.push(error.to_string()),
-    }
 }
 
 pub(crate) async fn five(place: &Place) -> Result<Vec<String>> {

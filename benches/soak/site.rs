@@ -1,7 +1,9 @@
 //! A pool over files of real models' shapes.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 use sarai::{Answer, AnswerEvent, CallOptions, GenerateRequest, Sampling, Sarai};
@@ -29,7 +31,7 @@ pub(crate) struct Site {
 }
 
 impl Place {
-    /// The file of a shape; `copy` is another file of the same content.
+    /// The file of a shape; `copy` is another file of the same content: a model of its own, whose pages nobody else's are.
     pub(crate) fn file(&self, shape: Shape, copy: usize) -> Result<PathBuf> {
         fs::create_dir_all(&self.shapes)?;
         let name = |copy: usize| match copy {
@@ -41,8 +43,9 @@ impl Place {
             eprintln!("writing {}", path(0).display());
             shape.write_to(path(0))?;
         }
-        if !path(copy).exists() {
-            fs::hard_link(path(0), path(copy))?;
+        if !path(copy).exists() || copy > 0 && is_one_file(&path(0), &path(copy))? {
+            eprintln!("copying {}", path(copy).display());
+            copy_or_link(&path(0), &path(copy))?;
         }
         Ok(path(copy))
     }
@@ -77,6 +80,26 @@ impl Place {
         let sarai = Sarai::from_file(file).await?;
         Ok(Site { sarai, _folder: folder })
     }
+}
+
+fn is_one_file(a: &Path, b: &Path) -> Result<bool> {
+    let id = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    Ok(id(a)? == id(b)?)
+}
+
+/// Two names of one file where the disk has no room for two.
+fn copy_or_link(from: &Path, to: &Path) -> Result<()> {
+    let unfinished = to.with_extension("part");
+    let copied = fs::copy(from, &unfinished).map(drop).or_else(|error| match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            eprintln!("there is no room for a copy: {} becomes another name of the same file", to.display());
+            fs::remove_file(&unfinished)?;
+            fs::hard_link(from, &unfinished)
+        }
+        _ => Err(error),
+    });
+    copied.and_then(|()| fs::rename(&unfinished, to))?;
+    Ok(())
 }
 
 impl Site {

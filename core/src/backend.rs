@@ -254,7 +254,8 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
     /// for a large model: the kernel's page tables are read.
     fn memory(&self) -> Option<Footprint>;
 
-    /// What the load added to this process's memory, as measured while it loaded. Cheap: nothing is measured now.
+    /// What the load, and the work since, added to this process's memory, as measured while that happened. Asked for after
+    /// each request, so it has to be cheap: nothing is measured now.
     fn memory_at_load(&self) -> Option<Footprint> {
         self.memory()
     }

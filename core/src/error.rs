@@ -59,13 +59,16 @@ pub enum Error {
     /// The resident models together are larger than the budget. None of them was loaded.
     #[error("the resident models need {asked} together, more than the budget of {budget}{}", held_by(models))]
     ResidentsOverBudget {
-        /// The sum of their estimates, shared weights counted once.
+        /// The sum of their estimates, shared weights counted once, and what of the budget is kept spare.
         asked: Bytes,
         /// The budget.
         budget: Bytes,
         /// What each is estimated to take, largest first.
         models: Vec<Holder>,
     },
+    /// A budget of nothing holds no model.
+    #[error("the budget must be more than 0 B")]
+    NoBudget,
     /// No more LLMs may be loaded, and all that are loaded are pinned. Nothing was evicted.
     #[error("model {model} would be LLM number {}, but max_concurrent_llms is {limit} and all are pinned", limit + 1)]
     TooManyLlms {
@@ -228,6 +231,7 @@ impl Error {
             Self::UnknownModel { .. }
             | Self::UnknownPipeline { .. }
             | Self::Unsupported { .. }
+            | Self::NoBudget
             | Self::NoRoute { .. } => ErrorKind::Usage,
             Self::Config(_) => ErrorKind::Config,
             Self::OverBudget { .. } | Self::ResidentsOverBudget { .. } | Self::TooManyLlms { .. } => {
@@ -263,6 +267,7 @@ impl Error {
             | Self::UnknownPipeline { .. }
             | Self::Unsupported { .. }
             | Self::ResidentsOverBudget { .. }
+            | Self::NoBudget
             | Self::QueueFull { .. }
             | Self::FallbackFailed { .. }
             | Self::InUse { .. }

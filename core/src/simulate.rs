@@ -179,7 +179,12 @@ impl Simulation<'_> {
                 self.result.shortened += usize::from(cause == Cause::Shortened);
             }
             // A load that is given up runs to its end here, as one does that has come too far.
-            Effect::CancelLoad { .. } | Effect::Changed(_) | Effect::UnloadDone { .. } | Effect::Stopped => {}
+            Effect::CancelLoad { .. }
+            | Effect::Chosen(_)
+            | Effect::Changed(_)
+            | Effect::Settled(_)
+            | Effect::UnloadDone { .. }
+            | Effect::Stopped => {}
         }
     }
 

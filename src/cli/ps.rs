@@ -5,7 +5,7 @@ use sarai::agents::ollama::HostModel;
 use sarai::agents::remote::HostApi;
 use sarai::core::backend;
 use sarai::core::config::HostKind;
-use sarai::core::memory::Estimate;
+use sarai::core::memory::{Estimate, Footprint};
 use sarai::core::pool::{ModelMemory, PlannedModel};
 use sarai::core::units::Bytes;
 use sarai::{Error, MemoryUsage, Sarai};
@@ -220,7 +220,11 @@ fn row(model: &ModelMemory) -> [String; 12] {
         bytes(model.estimate.as_ref().map(|estimate| estimate.compute)),
         bytes(model.measured_bytes),
         bytes(model.measured.map(|measured| measured.file_backed)),
-        bytes(model.measured.and_then(|measured| measured.anonymous)),
+        // What loads took together is shared out by their estimates: said, not measured.
+        match model.measured {
+            Some(Footprint { anonymous: Some(own), exact: false, .. }) => format!("~{own}"),
+            measured => bytes(measured.and_then(|measured| measured.anonymous)),
+        },
         model.n_ctx.map_or_else(|| "-".to_owned(), |n_ctx| n_ctx.to_string()),
         model.idle_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.0} s")),
     ]
@@ -294,8 +298,12 @@ fn size_text(estimate: &Estimate) -> String {
         Some(measured) => format!(", {measured} as measured before ({} estimated)", estimate.total()),
         None => format!(", {} estimated", estimate.total()),
     };
-    let time = estimate.load_time.map(|time| format!(", loads in {:.1} s", time.as_secs_f64()));
-    bytes + &time.unwrap_or_default()
+    bytes + &match estimate.load_time {
+        Some(time) => format!(", loads in {:.1} s", time.as_secs_f64()),
+        // There is nothing to load for a model on a host.
+        None if estimate.reserve() == Bytes::ZERO => String::new(),
+        None => ", load time not known yet".to_owned(),
+    }
 }
 
 fn plan_text(plan: &PlannedModel) -> String {
@@ -313,9 +321,13 @@ fn plan_text(plan: &PlannedModel) -> String {
             let shortening = (!plan.shorten.is_empty())
                 .then(|| format!("shortening the context of {}", names(&plan.shorten)));
             let first: Vec<String> = evicting.into_iter().chain(shortening).collect();
+            let time = match plan.freeing_seconds {
+                Some(seconds) => format!("{seconds:.1} s"),
+                None => "time not known yet".to_owned(),
+            };
             match first.is_empty() {
                 true => "would be loaded".to_owned(),
-                false => format!("would be loaded after {}", first.join(" and ")),
+                false => format!("would be loaded after {} ({time})", first.join(" and ")),
             }
         }
     };

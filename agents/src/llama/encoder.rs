@@ -24,7 +24,7 @@ use crate::Error;
 /// Texts in one step.
 pub(super) const TEXTS: u32 = 16;
 /// Tokens in a step, where no single text has more: the cost of attention grows with the square.
-const TOKENS: usize = 512;
+pub(super) const TOKENS: usize = 512;
 
 #[derive(Debug)]
 pub(super) struct Encoder {

@@ -9,13 +9,14 @@ use sarai_core::units::Bytes;
 use super::check::{head_length, is_encoder, largest};
 use super::context::{self, Pooling};
 use super::header::{Header, Value};
-use super::{GgufSettings, encoder, engine, runtime, took};
+use super::took::Past;
+use super::{GgufSettings, encoder, engine, runtime};
 
 /// Most tokens in one step while prompts are read. The engine cuts steps by time; this bounds their buffers.
 const MOST_IN_STEP: u32 = 512;
 
-/// The contexts that `auto` chooses among, longest first; see [`by_memory`].
-const AUTO: [u32; 5] = [8000, 6000, 4000, 2000, 1000];
+/// The contexts that `auto` chooses among, longest first; see [`by_memory`]. Those beyond 8000 only where its bounds say so.
+const AUTO: [u32; 9] = [128_000, 64_000, 32_000, 16_000, 8000, 6000, 4000, 2000, 1000];
 
 /// The same for a model that reads whole texts at once: its compute buffers grow with the square.
 const AUTO_ENCODER: [u32; 3] = [2048, 1024, 512];
@@ -37,9 +38,10 @@ const BASE_BYTES: u64 = 4 << 20;
 /// weights, a shorter one is tried before the load is given up. A context can become shorter later where it is kept for
 /// what comes next, which that of a model that reads whole texts is not.
 pub(super) fn estimate(header: &Header, settings: &GgufSettings, available: Bytes) -> Estimate {
-    let contexts = contexts(header, settings, available);
-    let mut all = contexts.into_iter().map(|n_ctx| estimate_at(header, settings, n_ctx));
-    let mut estimate = all.next().unwrap_or_else(|| estimate_at(header, settings, 1));
+    let (contexts, past) = (contexts(header, settings, available), Past::of(settings));
+    let at = |n_ctx| past.complete(estimate_at(header, settings, n_ctx));
+    let mut all = contexts.into_iter().map(at);
+    let mut estimate = all.next().unwrap_or_else(|| at(1));
     while estimate.at_load() > available
         && let Some(shorter) = all.next()
     {
@@ -56,7 +58,7 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
     let made = self::shape(header, settings, n_ctx);
     let (step, outputs) = (made.n_batch, made.n_outputs.unwrap_or(made.n_batch));
     let kv = || shape.kv_bytes(header, settings.kv_cache_type, n_ctx.into(), made.n_seq.into());
-    let mut estimate = Estimate {
+    Estimate {
         weights: weights(header),
         kv: if is_encoder(header) { Bytes::ZERO } else { kv() },
         compute: shape.compute_bytes(
@@ -69,9 +71,7 @@ fn estimate_at(header: &Header, settings: &GgufSettings, n_ctx: u32) -> Estimate
         passing: if made.scoreless { shape.scores(step.into()) } else { Bytes::ZERO },
         n_ctx: Some(n_ctx),
         ..Estimate::default()
-    };
-    took::complete(&mut estimate, settings);
-    estimate
+    }
 }
 
 /// The context that is made for a file.
@@ -123,7 +123,7 @@ fn step(header: &Header, purpose: Capability, n_ctx: u32, n_seq: u32) -> u32 {
 /// The context lengths to try, longest first: by free memory where it is `auto`, never above what the model was trained
 /// for.
 fn contexts(header: &Header, settings: &GgufSettings, available: Bytes) -> Vec<u32> {
-    let trained = header.int("{arch}.context_length").and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
+    let trained = trained(header);
     let mut contexts: Vec<u32> = match settings.context {
         Context::Fixed(n) => vec![n],
         Context::Auto { min, max } if settings.purpose == Capability::Generate => {
@@ -145,8 +145,29 @@ fn by_memory(available: Bytes) -> u32 {
         gb if gb < 2.0 => 2000,
         gb if gb < 4.0 => 4000,
         gb if gb < 8.0 => 6000,
-        _ => 8000,
+        // As much for each GB from there on.
+        gb => (gb * 1000.0) as u32,
     }
+}
+
+/// Says so where a model gets a shorter context than its settings name, because it was trained for no more.
+pub(super) fn warn_of_cut(header: &Header, settings: &GgufSettings) {
+    let asked = match settings.context {
+        Context::Fixed(n) => n,
+        Context::Auto { min, .. } => min,
+    };
+    let trained = trained(header);
+    if asked > trained {
+        tracing::warn!(
+            path = %settings.path.display(), asked, trained,
+            "the model was trained for a shorter context than its settings name: it has that"
+        );
+    }
+}
+
+/// The longest context that a model was trained for, where its file says so.
+fn trained(header: &Header) -> u32 {
+    header.int("{arch}.context_length").and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX)
 }
 
 fn weights(header: &Header) -> Bytes {
@@ -278,6 +299,21 @@ mod tests {
         assert_eq!(n_ctx(0.5, Context::Auto { min: 1500, max: 9000 }), 1500);
         assert_eq!(n_ctx(20.0, Context::Auto { min: 1, max: 1200 }), 1200);
         assert_eq!(n_ctx(0.5, Context::Fixed(3000)), 3000);
+        assert_eq!(n_ctx(20.0, Context::Fixed(9000)), 7000);
+    }
+
+    #[test]
+    fn where_its_bounds_allow_more_a_context_goes_on_growing_with_free_memory() {
+        let model = Model::new(Kind::Llama).n_ctx_train(1_000_000);
+        let n_ctx = |gb, max| {
+            let estimate = estimated(&model, Context::Auto { min: 1000, max }, Bytes::from_gb(gb));
+            let shorter: Vec<u32> = estimate.shorter.iter().filter_map(|shorter| shorter.n_ctx).collect();
+            (estimate.n_ctx.unwrap(), shorter)
+        };
+        let by_memory = [9.0, 16.0, 40.0, 70.0, 1000.0].map(|gb| n_ctx(gb, 100_000).0);
+        assert_eq!(by_memory, [8000, 16_000, 32_000, 64_000, 100_000]);
+        assert_eq!(n_ctx(40.0, 32_000), (32_000, vec![16_000, 8000, 6000, 4000, 2000, 1000]));
+        assert_eq!((n_ctx(1000.0, 8000).0, n_ctx(20.0, 12_000).0), (8000, 12_000));
     }
 
     #[test]
@@ -352,6 +388,27 @@ mod tests {
         let experts =
             [("feed_forward_length", 300), ("expert_feed_forward_length", 200), ("expert_used_count", 6)];
         assert!(of("llama", &experts).compute > of("llama", &[("feed_forward_length", 1000)]).compute);
+    }
+
+    #[test]
+    fn numbers_that_make_no_sense_give_an_estimate_all_the_same() {
+        let settings = GgufSettings::new("m.gguf", Capability::Generate);
+        let most = u64::from(u32::MAX);
+        let keys = ["block_count", "embedding_length", "attention.head_count", "context_length"];
+        let estimate = |value: Option<Value>| {
+            let mut header = header("llama", &[]);
+            if let Some(value) = value {
+                header.values.extend(keys.map(|key| (format!("llama.{key}"), value.clone())));
+            }
+            estimate(&header, &settings, Bytes::from_gb(f64::NAN))
+        };
+        let none = estimate(None);
+        assert!(none.total() >= Bytes(BASE_BYTES), "never nothing: {none:?}");
+        for value in [Value::Float(f64::NAN), Value::Float(f64::INFINITY), Value::Int(-1), Value::Bool(true)] {
+            assert_eq!(estimate(Some(value)).total(), none.total(), "what is no number counts as left out");
+        }
+        assert!(estimate(Some(Value::Int(0))).total() >= Bytes(BASE_BYTES));
+        assert_eq!(estimate(Some(Value::Int(most.into()))).kv, Bytes(u64::MAX), "and not a small number again");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sarai_core::memory::Footprint;
 use sarai_core::units::Bytes;
@@ -11,30 +11,43 @@ use sarai_core::units::Bytes;
 pub(super) fn process() -> Option<Footprint> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).and_then(kilobytes);
-    Some(Footprint { file_backed: field("RssFile:")?, anonymous: Some(field("RssAnon:")?) })
+    Some(Footprint { file_backed: field("RssFile:")?, anonymous: Some(field("RssAnon:")?), exact: true })
 }
 
 /// What steps add to the process's own memory: their buffers are reserved at load, and touched by the first step that is
 /// as large as them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Growth {
-    /// The largest step that was measured.
+    /// The largest step that came to its end.
     largest: usize,
-    bytes: Arc<AtomicU64>,
+    grown: Arc<Grown>,
+}
+
+#[derive(Debug, Default)]
+struct Grown {
+    bytes: AtomicU64,
+    /// Whether a step has added what nobody knows.
+    missed: AtomicBool,
 }
 
 impl Growth {
     /// The buffers are gone with their context.
     pub(super) fn forget(&self) {
-        self.bytes.store(0, Ordering::Relaxed);
+        self.grown.bytes.store(0, Ordering::Relaxed);
+        self.grown.missed.store(false, Ordering::Relaxed);
     }
 
-    /// What was added so far.
+    /// What was added so far, as far as it is known.
     pub(super) fn bytes(&self) -> Bytes {
-        Bytes(self.bytes.load(Ordering::Relaxed))
+        Bytes(self.grown.bytes.load(Ordering::Relaxed))
     }
 
-    /// The largest step that was measured, in tokens.
+    /// Whether all that was added is known.
+    pub(super) fn is_exact(&self) -> bool {
+        !self.grown.missed.load(Ordering::Relaxed)
+    }
+
+    /// The largest step that came to its end, in tokens.
     pub(super) fn largest(&self) -> usize {
         self.largest
     }
@@ -44,11 +57,17 @@ impl Growth {
         tokens > self.largest
     }
 
-    /// After a step that grows, with what the process held before it, where nothing else made the process grow meanwhile.
-    pub(super) fn after(&mut self, tokens: usize, before: Option<Footprint>) {
-        if let Some(added) = grown(before) {
+    /// After a step that grows, with what it added, where nothing else made the process grow meanwhile. One that was stopped
+    /// may have touched a part of its buffers only: the next one grows, too.
+    pub(super) fn after(&mut self, tokens: usize, added: Option<Bytes>, ended: bool) {
+        match added {
+            Some(added) => {
+                self.grown.bytes.fetch_add(added.0, Ordering::Relaxed);
+            }
+            None => self.grown.missed.store(true, Ordering::Relaxed),
+        }
+        if ended {
             self.largest = tokens;
-            self.bytes.fetch_add(added.0, Ordering::Relaxed);
         }
     }
 }
@@ -130,6 +149,21 @@ mod tests {
         let after = anonymous();
         assert_eq!(block.iter().map(|&n| u64::from(n)).sum::<u64>(), 64 << 20);
         assert!(after.0 - before.0 >= 60 << 20, "{before} {after}");
+    }
+
+    #[test]
+    fn a_step_that_was_stopped_or_ran_beside_others_does_not_pass_for_measured() {
+        let mut growth = Growth::default();
+        growth.after(512, Some(Bytes(30)), false);
+        assert!(growth.grows(512) && growth.is_exact() && growth.bytes() == Bytes(30));
+        growth.after(512, Some(Bytes(70)), true);
+        assert!(!growth.grows(512) && growth.is_exact() && growth.bytes() == Bytes(100));
+        // Nobody knows what the largest one has touched; the next adds nothing, and makes nothing good.
+        growth.after(1024, None, true);
+        growth.after(1025, Some(Bytes::ZERO), true);
+        assert!(!growth.is_exact() && growth.largest() == 1025);
+        growth.forget();
+        assert!(growth.is_exact() && growth.bytes() == Bytes::ZERO);
     }
 
     #[test]

@@ -156,6 +156,7 @@ impl Backend for GgufBackend {
         let settings = Arc::clone(&self.settings);
         // The file may have changed since its size was asked for: what llama.cpp gets to see is checked again.
         let header = blocking(move || read_header(&settings)).await?;
+        estimate::warn_of_cut(&header, &self.settings);
         let settings = Arc::clone(&self.settings);
         Ok(match self.settings.purpose {
             Capability::Generate => Arc::new(generator::Generator::load(settings, header, request).await?),

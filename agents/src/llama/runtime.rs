@@ -8,8 +8,32 @@ use sarai_core::request::Capability;
 use sarai_core::units::Bytes;
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::context::Step;
 use super::measure::{self, Growth};
 use crate::Error;
+
+/// llama.cpp's version, by the binding that brings it.
+pub(super) const LLAMA_CPP: &str = "llama-cpp-sys-2 0.1.161";
+
+/// What computes: llama.cpp's version, this CPU, and what of it the build uses.
+pub(super) fn engine() -> &'static str {
+    static ENGINE: OnceLock<String> = OnceLock::new();
+    ENGINE.get_or_init(|| {
+        let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let names = cpus.lines().filter(|line| line.starts_with("model name") || line.starts_with("CPU part"));
+        let name = names.filter_map(|line| line.split_once(':')).map(|(_, name)| name.trim()).next();
+        let features = [
+            ("avx2", cfg!(target_feature = "avx2")),
+            ("avx512f", cfg!(target_feature = "avx512f")),
+            ("avx512vnni", cfg!(target_feature = "avx512vnni")),
+            ("dotprod", cfg!(target_feature = "dotprod")),
+            ("i8mm", cfg!(target_feature = "i8mm")),
+        ];
+        let used: Vec<&str> = features.iter().filter(|(_, used)| *used).map(|(name, _)| *name).collect();
+        let arch = std::env::consts::ARCH;
+        format!("{LLAMA_CPP} {arch} {} [{}]", name.unwrap_or("unknown"), used.join(" "))
+    })
+}
 
 /// llama.cpp, started on first use and kept to the end: its drop would free it under models still loaded. Its log goes
 /// to `tracing`.
@@ -157,19 +181,18 @@ pub(super) fn gnu_openmp() -> bool {
 /// Computes a step of so many tokens of a model that would like so many threads, with as many as it gets. One that is larger
 /// than all before it touches buffers for the first time; it counts as over before anyone hears of its result, so that a
 /// load that follows is alone. The others leave the process's memory as it is.
-pub(super) fn computing<T>(
+pub(super) fn computing(
     threads: usize,
     growth: &mut Growth,
     tokens: usize,
-    step: impl FnOnce(usize) -> T,
-) -> T {
+    step: impl FnOnce(usize) -> Result<Step, Error>,
+) -> Result<Step, Error> {
     let grows = growth.grows(tokens).then(|| (Activity::begin(), measure::process()));
     let (_at_work, models) = AtWork::begin();
     let result = step(if free_running() || gnu_openmp() { threads } else { (threads / models).max(1) });
-    if let Some((activity, before)) = grows
-        && activity.was_alone()
-    {
-        growth.after(tokens, before);
+    if let Some((activity, before)) = grows {
+        let added = measure::grown(before).filter(|_| activity.was_alone());
+        growth.after(tokens, added, matches!(result, Ok(Step::Done)));
     }
     result
 }
@@ -236,7 +259,7 @@ mod tests {
         let mut growth = Growth::default();
         let models = MODELS_AT_WORK.load(Ordering::Relaxed);
         let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            computing(2, &mut growth, 1, |_| -> () { panic!("on purpose") })
+            computing(2, &mut growth, 1, |_| panic!("on purpose"))
         }));
         assert!(panics.is_err());
         assert_eq!(MODELS_AT_WORK.load(Ordering::Relaxed), models);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sarai_core::backend::LoadRequest;
 use sarai_core::failure::{Failure, FailureKind};
@@ -21,7 +21,7 @@ use super::header::Header;
 use super::load::Loaded;
 use super::measure::Growth;
 use super::runtime::{self, Activity, LoadTurn};
-use super::{GgufSettings, estimate, measure, took, weights};
+use super::{GgufSettings, encoder, estimate, measure, took, weights};
 use crate::Error;
 
 /// Commands that may wait for the thread; the pool's leases keep them below this.
@@ -58,7 +58,7 @@ struct Holds {
     growth: Growth,
 }
 
-/// What the process gained by a model.
+/// What the process gained by a model. Where it loaded beside others, its weights say that they are not exact.
 #[derive(Clone, Copy)]
 struct Gained {
     weights: Option<Footprint>,
@@ -90,14 +90,16 @@ impl Gained {
     fn total(self) -> Option<Footprint> {
         let weights = self.weights?;
         let anonymous = weights.anonymous.zip(self.context).map(|(weights, context)| weights + context);
-        Some(Footprint { anonymous, ..weights })
+        Some(Footprint { anonymous, exact: weights.exact && anonymous.is_some(), ..weights })
     }
 }
 
 impl Holds {
-    /// What the model took at its load, or when it got its present context.
+    /// What the model took at its load, or when it got its present context, and what its steps have added since.
     fn gained(&self) -> Option<Footprint> {
-        self.gained.lock().unwrap_or_else(PoisonError::into_inner).total()
+        let gained = self.gained.lock().unwrap_or_else(PoisonError::into_inner).total()?;
+        let anonymous = gained.anonymous.map(|anonymous| anonymous + self.growth.bytes());
+        Some(Footprint { anonymous, exact: gained.exact && self.growth.is_exact(), ..gained })
     }
 
     /// What the process gained of its own memory by this load and others is this load's part of it: of its weights and its
@@ -106,13 +108,12 @@ impl Holds {
         let all = (u128::from(weights.0) + u128::from(context.0)).max(1);
         let part = u64::try_from(u128::from(gained.0) * u128::from(weights.0) / all).unwrap_or(0);
         let mut own = self.gained.lock().unwrap_or_else(PoisonError::into_inner);
-        own.weights = own.weights.map(|weights| Footprint { anonymous: Some(Bytes(part)), ..weights });
+        own.weights = own.weights.map(|weights| Footprint {
+            anonymous: Some(Bytes(part)),
+            exact: false,
+            ..weights
+        });
         own.context = Some(gained.saturating_sub(Bytes(part)));
-    }
-
-    /// The same with what its steps have added.
-    fn anonymous(&self) -> Option<Bytes> {
-        Some(self.gained()?.anonymous? + self.growth.bytes())
     }
 }
 
@@ -166,7 +167,7 @@ impl<C: Send + 'static> Thread<C> {
     }
 
     pub(super) fn memory(&self) -> Option<Footprint> {
-        Some(Footprint { file_backed: measure::mapped(&self.path)?, anonymous: self.holds.anonymous() })
+        Some(Footprint { file_backed: measure::mapped(&self.path)?, ..self.holds.gained()? })
     }
 
     pub(super) fn memory_at_load(&self) -> Option<Footprint> {
@@ -201,7 +202,7 @@ impl<C: Send + 'static> Thread<C> {
     /// Ends the thread's work and waits until all it held is given back. `stop` wakes it if it waits.
     pub(super) async fn unload(&self, stop: C) -> Option<Freed> {
         let activity = Activity::begin();
-        let before = measure::process().and_then(|before| before.total());
+        let before = self.resident().await;
         // Others still hold the weights then.
         let shared = self.shared || self.loaded.strong_count() > 1;
         self.stopping.cancel();
@@ -213,10 +214,21 @@ impl<C: Send + 'static> Thread<C> {
         if let Some(thread) = thread {
             join(thread, &self.path).await;
         }
-        let after = measure::process().and_then(|after| after.total())?;
-        let gained = self.holds.gained().filter(|_| !shared && activity.was_alone())?;
-        let held = gained.file_backed + self.holds.anonymous()?;
-        Some(Freed { held, returned: before?.saturating_sub(after) })
+        let (before, after) = (before?, self.resident().await?);
+        let gained = self.holds.gained().filter(|gained| gained.exact && !shared && activity.was_alone())?;
+        let held = before.file_backed + gained.anonymous?;
+        Some(Freed { held, returned: before.total()?.saturating_sub(after.total()?) })
+    }
+
+    /// What is resident of this model's file, and of the process's own memory. Pages of other models' files come and go by
+    /// themselves.
+    async fn resident(&self) -> Option<Footprint> {
+        let path = self.path.clone();
+        // Reads the kernel's page tables: not for a thread that serves others.
+        let resident = tokio::task::spawn_blocking(move || {
+            Some(Footprint { file_backed: measure::mapped(&path)?, ..measure::process()? })
+        });
+        resident.await.ok().flatten()
     }
 }
 
@@ -285,7 +297,8 @@ fn run<C>(
             commands: &mut commands,
             stopping: &stopping,
         });
-        remember(settings, &shape, &holds, growth.largest(), shared, load_time.take());
+        let took = took_in_all(&request.estimate, &shape, &holds, growth.largest(), repacked);
+        took::remember(settings, shape.n_ctx, took.filter(|_| !shared), load_time.take());
         let Some(Resize { n_ctx, activity, done }) = resize else { return };
         measure::trim();
         holds.growth.forget();
@@ -322,20 +335,26 @@ fn usable(shape: &Shape, context: &Context<'_>) -> u32 {
     if shape.pooling.is_some() { shape.n_ctx } else { context.n_ctx() }
 }
 
-/// Remembers what a model has taken with the context that it had.
-fn remember(
-    settings: &GgufSettings,
+/// All that a model took with the context that it had: only where all of it was measured as its own, and its buffers were in
+/// use, by a step of half the largest at least. Texts that are read whole share steps up to a size, beyond which a long one
+/// alone goes: for these the estimate's buffers stand until there was one.
+fn took_in_all(
+    estimate: &Estimate,
     shape: &Shape,
     holds: &Holds,
     largest_step: usize,
-    shared: bool,
-    load_time: Option<Duration>,
-) {
-    // Weights that others share are not this one's; buffers that were not used to their end say too little.
-    let all_seen = !shared && largest_step >= shape.n_batch as usize / 2;
-    let most = holds.gained().filter(|_| all_seen);
-    let most = most.map(|gained| Footprint { anonymous: holds.anonymous(), ..gained });
-    took::remember(settings, shape.n_ctx, most, load_time);
+    repacked: bool,
+) -> Option<Bytes> {
+    let held = holds.gained().filter(|held| held.exact)?;
+    let in_use = |most: usize| largest_step >= most / 2;
+    let untouched = match shape.pooling {
+        _ if in_use(shape.n_batch as usize) => Bytes::ZERO,
+        Some(_) if in_use(encoder::TOKENS) => estimate.compute.saturating_sub(holds.growth.bytes()),
+        _ => return None,
+    };
+    // A page of a map that is not resident just now will be.
+    let file = if repacked { held.file_backed } else { held.file_backed.max(estimate.weights) };
+    Some(file + held.anonymous? + untouched)
 }
 
 /// What a load is expected to add to the process's own memory for its weights, and for its context: no page of a map, and
@@ -356,9 +375,11 @@ fn gained_by_weights(
     let grown = before.zip(alone).and_then(|(before, after)| {
         let anonymous = after.anonymous?.saturating_sub(before.anonymous?);
         let file_backed = after.file_backed.saturating_sub(before.file_backed);
-        Some(Footprint { file_backed, anonymous: Some(anonymous) })
+        Some(Footprint { file_backed, anonymous: Some(anonymous), exact: true })
     });
-    grown.or_else(|| Some(Footprint { file_backed: measure::mapped(&settings.path)?, anonymous: None }))
+    grown.or_else(|| {
+        Some(Footprint { file_backed: measure::mapped(&settings.path)?, anonymous: None, exact: false })
+    })
 }
 
 /// Waits until a thread that is told to end has ended, and gives back what the C library kept of its memory.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use sarai_agents::llama::{GgufBackend, GgufSettings};
 use sarai_core::backend::{Backend, LoadRequest, Model as Loaded};
-use sarai_core::config::{Context, Weights};
-use sarai_core::memory::Estimate;
+use sarai_core::config::{Context, KvCacheType, Weights};
+use sarai_core::memory::{Estimate, Footprint};
 use sarai_core::request::{Capability, GenerateRequest, Sampling};
 use sarai_core::units::Bytes;
 use sarai_support::gguf::{Kind, Model};
@@ -132,7 +132,8 @@ async fn two_loads_at_once_have_their_parts_of_what_both_took() {
     let (large, helper) = (folder.path().join("large.gguf"), folder.path().join("helper.gguf"));
     Model::new(Kind::Llama).n_embd(1024).n_head(16).n_ff(4096).n_layer(4).write_to(&large).unwrap();
     Model::new(Kind::BertEmbedding).n_embd(1024).n_head(16).n_ff(4096).n_layer(2).write_to(&helper).unwrap();
-    let large = GgufSettings { measurements: None, ..settings(&large, folder.path()) };
+    let (remembers, large) = (settings(&large, folder.path()), settings(&large, folder.path()));
+    let large = GgufSettings { measurements: None, ..large };
     let helper = GgufSettings {
         context: Context::Fixed(64),
         weights: Weights::Repack,
@@ -156,7 +157,7 @@ async fn two_loads_at_once_have_their_parts_of_what_both_took() {
             is_there.lock().unwrap().recv().unwrap();
         }
     };
-    let (first, second) = tokio::join!(load_with(&large, hold), async {
+    let (first, second) = tokio::join!(load_with(&remembers, hold), async {
         has_begun.await.unwrap();
         let helper = load(&helper).await;
         assert_eq!(anonymous(&helper), None, "nobody knows yet whose is what");
@@ -166,6 +167,95 @@ async fn two_loads_at_once_have_their_parts_of_what_both_took() {
     let together = [&first, &second].map(|model| anonymous(model).unwrap().0 as f64);
     for (name, alone, beside) in [("large", alone[0], together[0]), ("helper", alone[1], together[1])] {
         assert!((0.85..1.15).contains(&(beside / alone)), "{name}: {alone} alone, {beside} beside the other");
+    }
+    // Said as what it is, and not remembered as measured.
+    read(&*first, 100).await;
+    assert!(!first.memory().unwrap().exact && !second.memory_at_load().unwrap().exact);
+    assert_eq!(first.unload().await, None, "nobody knows what should come back");
+    let next = estimate(&remembers).await;
+    assert!(next.measured_before.is_none() && next.load_time.is_some(), "{next:?}");
+}
+
+#[tokio::test]
+async fn what_steps_add_belongs_to_what_a_model_holds() {
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    Model::new(Kind::Llama).n_embd(512).n_head(8).n_head_kv(8).n_ff(2048).n_layer(6).write_to(&file).unwrap();
+    let model = load(&settings(&file, folder.path())).await;
+    let before = model.memory_at_load().unwrap();
+    read(&*model, 100).await;
+    let after = model.memory_at_load().unwrap();
+    assert!(before.exact && after.exact);
+    assert!(after.anonymous.unwrap() > before.anonymous.unwrap() + Bytes(1_000_000), "{before:?} {after:?}");
+    assert_eq!(Footprint { file_backed: after.file_backed, ..model.memory().unwrap() }, after);
+}
+
+#[tokio::test]
+async fn of_a_mapped_file_all_of_it_is_remembered() {
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    Model::new(Kind::Llama).n_embd(512).n_head(8).n_head_kv(8).n_ff(2048).n_layer(6).write_to(&file).unwrap();
+    let settings = GgufSettings { weights: Weights::Mmap, ..settings(&file, folder.path()) };
+    let expected = estimate(&settings).await;
+    let model = load(&settings).await;
+    read(&*model, 100).await;
+    let own = model.memory().unwrap().anonymous.unwrap();
+    let freed = model.unload().await.unwrap();
+    assert_eq!(freed.shortfall(), None, "{freed:?}");
+    assert_eq!(estimate(&settings).await.measured_before, Some(expected.weights + own));
+}
+
+#[tokio::test]
+async fn a_model_that_reads_short_texts_is_remembered_with_room_for_long_ones() {
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    Model::new(Kind::BertEmbedding).n_ctx_train(2048).write_to(&file).unwrap();
+    let settings = GgufSettings {
+        measurements: Some(folder.path().to_owned()),
+        context: Context::Fixed(2048),
+        weights: Weights::Repack,
+        ..GgufSettings::new(&file, Capability::Embed)
+    };
+    let expected = estimate(&settings).await;
+    let embed = async |texts: usize, words: usize| {
+        let model = load(&settings).await;
+        let at_load = model.memory_at_load().unwrap().total().unwrap();
+        model.embed(vec!["the dog ".repeat(words); texts]).await.unwrap();
+        model.unload().await;
+        (at_load, estimate(&settings).await.measured_before)
+    };
+    assert_eq!(embed(1, 10).await.1, None, "too little was in use");
+    let (at_load, remembered) = embed(16, 60).await;
+    let remembered = remembered.expect("full steps of texts that share them");
+    assert!(remembered >= at_load + expected.compute, "{remembered} {at_load} {expected:?}");
+}
+
+#[tokio::test]
+async fn keys_and_values_of_every_type_take_what_they_are_estimated_at() {
+    use KvCacheType::{Bf16, F16, F32, Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    let model = Model::new(Kind::Llama).n_embd(512).n_head(8).n_head_kv(8).n_ff(512).n_layer(6);
+    model.n_ctx_train(8192).write_to(&file).unwrap();
+    let mut found = Vec::new();
+    for kv_cache_type in [F32, F16, Bf16, Q8_0, Q5_1, Q5_0, Q4_1, Iq4Nl, Q4_0] {
+        let context = Context::Fixed(8192);
+        let settings =
+            GgufSettings { kv_cache_type, context, measurements: None, ..settings(&file, folder.path()) };
+        let estimated = estimate(&settings).await.kv;
+        let model = load(&settings).await;
+        found.push((kv_cache_type, estimated, model.memory_at_load().unwrap().anonymous.unwrap()));
+        model.unload().await;
+    }
+    // What is the same for all falls out of the difference to the largest.
+    let (_, most_estimated, most) = found[0];
+    for (kind, estimated, measured) in &found[1..] {
+        let ratio = (most - *measured).0 as f64 / (most_estimated - *estimated).0 as f64;
+        assert!((0.9..1.1).contains(&ratio), "{kind:?}: {ratio:.3} of {found:?}");
     }
 }
 

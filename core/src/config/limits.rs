@@ -138,6 +138,18 @@ fn budget(
     Budget::Of(Bytes::from_gb(gb))
 }
 
+impl From<Preset> for Budget {
+    fn from(preset: Preset) -> Self {
+        gigabytes(preset).map_or(Self::Auto, |gb| Self::Of(Bytes::from_gb(gb)))
+    }
+}
+
+impl From<Bytes> for Budget {
+    fn from(bytes: Bytes) -> Self {
+        Self::Of(bytes)
+    }
+}
+
 const MEDIUM: f64 = 6.0;
 
 const fn gigabytes(preset: Preset) -> Option<f64> {

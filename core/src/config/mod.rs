@@ -28,6 +28,7 @@ pub use domain::{
     MetricsConfig, ModelConfig, ModelRole, OnHost, PipelineConfig, Place, QueueConfig, RouterConfig, RouterKind,
     SessionsConfig, StepAction, StepConfig, Strategy, Weights,
 };
+pub use raw::Preset;
 pub use resolved::{Resolved, Setting};
 pub use schema::json_schema;
 pub use sources::{Env, Origin, Overrides, Source, Variable};

@@ -189,7 +189,7 @@ pub(super) struct RawMemory {
 /// A budget by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Preset {
+pub enum Preset {
     /// 2 GB.
     Low,
     /// 6 GB.

@@ -43,6 +43,20 @@ const ONE: Version = Version {
 /// The group that leaves this process least, with `root` for `/`. `None` where no group has a limit.
 pub(super) fn tightest(root: &Path) -> Option<Group> {
     let of_process = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let groups = memberships(&of_process).flat_map(|(version, path)| version.groups(root, path));
+    groups.reduce(|a, b| Group { limit: a.limit.min(b.limit), available: a.available.min(b.available) })
+}
+
+/// A file of the group of version 2 that this process is in, with `root` for `/`. `None` where it has none.
+pub(super) fn own_file(root: &Path, name: &str) -> Option<PathBuf> {
+    let of_process = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let version_2 = memberships(&of_process).filter(|(version, _)| version.limit == TWO.limit);
+    let mut files = version_2.map(|(version, path)| version.own(root, path).join(name));
+    files.find(|file| file.is_file())
+}
+
+/// The places where a process's groups may be, by the text of `/proc/self/cgroup`.
+fn memberships(of_process: &str) -> impl Iterator<Item = (&'static Version, &str)> {
     let groups = of_process.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');
         let (hierarchy, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -51,17 +65,20 @@ pub(super) fn tightest(root: &Path) -> Option<Group> {
         }
         controllers.split(',').any(|controller| controller == "memory").then(|| vec![(&ONE, path)])
     });
-    let groups = groups.flatten().flat_map(|(version, path)| version.groups(root, path));
-    groups.reduce(|a, b| Group { limit: a.limit.min(b.limit), available: a.available.min(b.available) })
+    groups.flatten()
 }
 
 impl Version {
-    /// The group at `path` and all above it that have a limit.
-    fn groups(&'static self, root: &Path, path: &str) -> Vec<Group> {
+    fn own(&self, root: &Path, path: &str) -> PathBuf {
         let mount = root.join(self.mount);
         let own = mount.join(path.trim_start_matches('/'));
         // Inside a container the path may be the host's, and the mount the container's own group.
-        let own = if own.is_dir() { own } else { mount.clone() };
+        if own.is_dir() { own } else { mount }
+    }
+
+    /// The group at `path` and all above it that have a limit.
+    fn groups(&'static self, root: &Path, path: &str) -> Vec<Group> {
+        let (mount, own) = (root.join(self.mount), self.own(root, path));
         let above = own.ancestors().take_while(|folder| folder.starts_with(&mount)).map(PathBuf::from);
         above.filter_map(|folder| self.read(&folder)).collect()
     }
@@ -143,6 +160,25 @@ mod tests {
         };
         assert_eq!(tightest(limits("2000\n").path()), group(2000, 1201));
         assert_eq!(tightest(limits("9223372036854771712\n").path()), None);
+    }
+
+    #[test]
+    fn a_file_of_the_own_group_is_found_wherever_version_2_is_mounted() {
+        let own = |of_process, file| {
+            let root = machine(&[("proc/self/cgroup", of_process), (file, "some")]);
+            let found = own_file(root.path(), "memory.pressure");
+            found.map(|found| found.strip_prefix(root.path()).unwrap().display().to_string())
+        };
+        let nested = "sys/fs/cgroup/user.slice/app.scope/memory.pressure";
+        assert_eq!(own("0::/user.slice/app.scope\n", nested).as_deref(), Some(nested));
+        assert_eq!(own("0::/user.slice\n", nested), None, "its child's is not its own");
+        let beside = "sys/fs/cgroup/unified/a/memory.pressure";
+        assert_eq!(own("4:memory:/b\n0::/a\n", beside).as_deref(), Some(beside));
+        let container = "sys/fs/cgroup/memory.pressure";
+        assert_eq!(own("0::/docker/0123\n", container).as_deref(), Some(container));
+        assert_eq!(own("0::/\n", container).as_deref(), Some(container));
+        assert_eq!(own("4:memory:/\n", "sys/fs/cgroup/memory/memory.pressure"), None, "version 1 has none");
+        assert_eq!(own("nonsense", container), None);
     }
 
     #[test]

@@ -137,11 +137,14 @@ pub struct Footprint {
     pub file_backed: Bytes,
     /// Memory that only this process holds. `None` where it could not be told apart from what others took meanwhile.
     pub anonymous: Option<Bytes>,
+    /// Whether all of `anonymous` was measured as this model's. Else it is the model's part, by the estimates, of what several
+    /// took together, or lacks what a step added while something else made the process grow, too.
+    pub exact: bool,
 }
 
 impl Footprint {
     /// Nothing, as a model on a host holds here.
-    pub const NONE: Self = Self { file_backed: Bytes::ZERO, anonymous: Some(Bytes::ZERO) };
+    pub const NONE: Self = Self { file_backed: Bytes::ZERO, anonymous: Some(Bytes::ZERO), exact: true };
 
     /// Both together, where both are known.
     #[must_use]

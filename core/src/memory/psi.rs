@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
@@ -10,8 +10,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Of the machine, and of the own control group where it is mounted as its root.
-const FILES: [&str; 2] = ["/sys/fs/cgroup/memory.pressure", "/proc/pressure/memory"];
+use super::cgroup;
+
+/// Of the own control group, which may be short of memory while the machine is not, and of the machine, on which other
+/// programs may be.
+fn files(root: &Path) -> Vec<PathBuf> {
+    let own = cgroup::own_file(root, "memory.pressure");
+    own.into_iter().chain([root.join("proc/pressure/memory")]).collect()
+}
 
 /// Some program has waited for memory for 150 ms of the last 2 s. Without privileges the kernel takes only multiples of
 /// 2 s (its `Documentation/accounting/psi.rst`).
@@ -22,14 +28,14 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 
 /// One item each time that programs have waited for memory, at most one in 2 s; none where the kernel does not tell.
 pub(super) fn pressure() -> BoxStream<'static, ()> {
-    let open = |file: &&str| match open(Path::new(file)) {
+    let open = |file: PathBuf| match open(&file) {
         Ok(trigger) => Some(trigger),
         Err(error) => {
-            tracing::debug!(file, %error, "the kernel does not tell of memory pressure here");
+            tracing::debug!(file = %file.display(), %error, "the kernel does not tell of memory pressure here");
             None
         }
     };
-    let triggers: Vec<File> = FILES.iter().filter_map(open).collect();
+    let triggers: Vec<File> = files(Path::new("/")).into_iter().filter_map(open).collect();
     if triggers.is_empty() {
         return stream::pending().boxed();
     }
@@ -64,5 +70,34 @@ fn watch_all(triggers: &[File], told: &mpsc::Sender<()>) {
         if let Err(mpsc::error::TrySendError::Closed(())) = told.try_send(()) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_control_group_is_watched_and_the_machine() {
+        let root = tempfile::tempdir().unwrap();
+        let group = root.path().join("sys/fs/cgroup/user.slice/app.scope");
+        std::fs::create_dir_all(&group).unwrap();
+        std::fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        let machine = root.path().join("proc/pressure/memory");
+        assert_eq!(files(root.path()), [machine.clone()], "no group is known");
+        std::fs::write(root.path().join("proc/self/cgroup"), "0::/user.slice/app.scope\n").unwrap();
+        assert_eq!(files(root.path()), [machine.clone()], "the kernel has no such file");
+        std::fs::write(group.join("memory.pressure"), "").unwrap();
+        assert_eq!(files(root.path()), [group.join("memory.pressure"), machine]);
+    }
+
+    #[test]
+    fn a_trigger_is_written_as_the_kernel_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("memory");
+        assert!(open(&file).is_err(), "there is none");
+        std::fs::write(&file, "").unwrap();
+        open(&file).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"some 150000 2000000\0");
     }
 }

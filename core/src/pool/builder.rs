@@ -8,7 +8,7 @@ use dashmap::DashMap;
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc};
 
-use super::driver::Driver;
+use super::driver::{Driver, capped};
 use super::metrics::Metrics;
 use super::sharing::Sharing;
 use super::{Inner, ModelEntry, ModelPool, Shared, SlotEntry};
@@ -186,11 +186,11 @@ impl PoolBuilder {
         let total = self.probe.read().map(|memory| memory.total);
         let reserve = total.map(|total| Bytes(total.0 / RESERVE_PART).min(MOST_RESERVE)).unwrap_or_default();
         limits.reserve = limits.reserve.max(reserve);
-        let metrics = Metrics::new(&limits, &slots);
         let most = total.map(|total| total.saturating_sub(limits.reserve));
+        let limits = limits.with_budget(capped(limits.budget, most));
+        let metrics = Metrics::new(&limits, &slots);
         let shared =
             Arc::new(Shared { slots, ready: DashMap::new(), events, metrics, probe: self.probe, most });
-        limits.budget = shared.capped(limits.budget);
         let scheduler = Scheduler::new(limits, specs.clone());
         let share = self.share.map(Sharing::new);
         let inputs = (commanded, returned);
@@ -199,7 +199,6 @@ impl PoolBuilder {
         let inner = Inner {
             shared,
             models,
-            limits,
             specs,
             commands,
             returns,

@@ -19,8 +19,8 @@ use super::sharing::Sharing;
 use crate::backend::{HostChange, HostReport, LoadRequest, Model, Progress};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
-use crate::memory::{Estimate, Freed, SystemMemory};
-use crate::scheduler::{Ask, Effect, Event, Plan, PoolStatus, RequestId, Scheduler, SlotId};
+use crate::memory::{Estimate, Footprint, Freed, SystemMemory};
+use crate::scheduler::{Ask, Chosen, Effect, Event, Limits, Plan, PoolStatus, RequestId, Scheduler, SlotId};
 use crate::units::{Bytes, Timestamp};
 
 /// What the pool's handles ask of the driver.
@@ -46,6 +46,9 @@ pub(super) enum Command {
     Outside {
         who: String,
         bytes: Bytes,
+    },
+    Limits {
+        reply: oneshot::Sender<Limits>,
     },
     Status {
         reply: oneshot::Sender<PoolStatus>,
@@ -196,18 +199,23 @@ impl Driver {
                 self.unloading.insert(id, reply);
                 self.handle(Event::Unload { id, slot });
             }
-            Command::Pin { slot, pinned } => self.handle(Event::Pin { slot, pinned }),
+            Command::Pin { slot, pinned } => {
+                self.handle(Event::Pin { slot, pinned });
+                self.check_pinned();
+            }
             Command::Budget { budget } => {
                 let budget = self.shared.capped(budget);
                 self.handle(Event::Budget { budget });
                 let status = self.scheduler.status(self.now());
                 self.shared.metrics.set_ledger(status.budget, status.limit, status.used, status.left);
+                self.check_pinned();
             }
             Command::Outside { who, bytes } => {
                 if self.outside.insert(who, bytes) != Some(bytes) {
                     self.handle(Event::Others { taken: self.taken() });
                 }
             }
+            Command::Limits { reply } => drop(reply.send(self.scheduler.limits())),
             Command::Status { reply } => drop(reply.send(self.scheduler.status(self.now()))),
             Command::Plan { slots, sizes, reply } => {
                 let size = |slot: SlotId| {
@@ -221,6 +229,22 @@ impl Driver {
                 self.abort_at = Some(Instant::now() + grace.min(Duration::from_hours(24 * 365)));
                 self.handle(Event::Shutdown);
             }
+        }
+    }
+
+    /// Says so where the pinned models hold more than the budget: nobody is evicted for it.
+    fn check_pinned(&self) {
+        let (pinned, Limits { budget, .. }) = (self.scheduler.pinned(), self.scheduler.limits());
+        if pinned > budget {
+            let status = self.scheduler.status(self.now());
+            let models: Vec<&str> = (status.slots.iter())
+                .filter(|slot| slot.pinned && slot.reserved > Bytes::ZERO)
+                .map(|slot| slot.model.as_str())
+                .collect();
+            tracing::warn!(
+                %pinned, %budget, ?models,
+                "the pinned models hold more than the budget: they stay, and nothing else is loaded"
+            );
         }
     }
 
@@ -254,6 +278,9 @@ impl Driver {
 
     fn on_memory(&mut self, memory: SystemMemory) {
         self.shared.metrics.on_memory(&memory);
+        for slot in (0..self.shared.slots.len()).map(SlotId) {
+            self.measure(slot);
+        }
         let before = self.scheduler.pressed();
         self.handle(Event::Memory { attainable: memory.attainable() });
         if self.scheduler.pressed() && !before {
@@ -268,7 +295,18 @@ impl Driver {
         }
     }
 
-    fn on_return(&mut self, Returned { id, lost }: Returned) {
+    /// Looks again at what a ready model holds, and says so where that is something else than before.
+    fn measure(&mut self, slot: SlotId) {
+        let model = self.shared.ready.get(&slot).map(|model| Arc::clone(&model));
+        let measured = model.and_then(|model| measured(|| model.memory_at_load()));
+        if let Some(footprint) = measured.filter(|_| measured != self.scheduler.measured(slot)) {
+            self.handle(Event::Measured { slot, footprint });
+        }
+    }
+
+    fn on_return(&mut self, Returned { id, slot, lost }: Returned) {
+        // Its steps may have touched buffers for the first time.
+        self.measure(slot);
         if let Some(Lost { slot, cause }) = lost {
             tracing::error!(model = %self.shared.slots[slot.0].model, %cause, "a loaded model is gone");
             self.handle(Event::Lost { slot, cause });
@@ -316,19 +354,26 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Estimate { slot, left, taken } => self.estimate(slot, left, taken),
-            Effect::StartLoad { slot, estimate } => match self.room_is_taken(slot) {
-                None => self.load(slot, estimate),
-                taken => return taken,
-            },
+            Effect::StartLoad { slot, estimate } => {
+                // What takes no room needs none of the others', also while this process holds more than it has written down.
+                let taken = (estimate.at_load() > Bytes::ZERO).then(|| self.room_is_taken(slot)).flatten();
+                if taken.is_some() {
+                    return taken;
+                }
+                self.load(slot, estimate);
+            }
             Effect::CancelLoad { slot } => {
                 if let Some(cancel) = self.loads.get(&slot) {
                     cancel.cancel();
                 }
             }
-            Effect::Resize { slot, estimate } => match self.room_is_taken(slot) {
-                None => self.resize(slot, estimate.n_ctx),
-                taken => return taken,
-            },
+            Effect::Resize { slot, estimate, grows } => {
+                let taken = grows.then(|| self.room_is_taken(slot)).flatten();
+                if taken.is_some() {
+                    return taken;
+                }
+                self.resize(slot, estimate.n_ctx);
+            }
             Effect::StartUnload { slot } => self.unload(slot),
             Effect::Grant { id, slot, queued, loading } => {
                 let model = self.shared.ready.get(&slot).map(|model| Arc::clone(&model));
@@ -350,6 +395,8 @@ impl Driver {
                     drop(reply.send(result));
                 }
             }
+            Effect::Chosen(chosen) => log_chosen(&chosen),
+            Effect::Settled(change) => self.shared.metrics.on_settled(&change),
             Effect::Changed(change) => {
                 self.shared.metrics.on_change(&change);
                 tracing::debug!(
@@ -392,14 +439,11 @@ impl Driver {
             let (progress, hosts) = (shared.progress(slot), shared.host_report(slot));
             let request = LoadRequest { estimate, cancel, progress, hosts };
             let result = no_panic(shared.slots[slot.0].backend.load(request)).await;
-            let result = match result {
-                Ok(model) => {
-                    let measured = model.memory_at_load();
-                    shared.ready.insert(slot, model);
-                    Ok(measured)
-                }
-                Err(failure) => Err(failure),
-            };
+            let result = result.map(|model| {
+                let measured = measured(|| model.memory_at_load());
+                shared.ready.insert(slot, model);
+                measured
+            });
             Event::Loaded { slot, result }.into()
         });
     }
@@ -411,7 +455,7 @@ impl Driver {
             let result = match (model, n_ctx) {
                 (Some(model), Some(n_ctx)) => {
                     let resized = no_panic(model.resize(n_ctx)).await;
-                    resized.map(|()| model.memory_at_load())
+                    resized.map(|()| measured(|| model.memory_at_load()))
                 }
                 _ => Err(gone()),
             };
@@ -459,12 +503,7 @@ impl Shared {
 
     /// A budget, or what this process can ever have where that is less.
     pub(super) fn capped(&self, budget: Bytes) -> Bytes {
-        let Some(most) = self.most.filter(|most| *most < budget) else { return budget };
-        tracing::warn!(
-            budget = %budget, possible = %most,
-            "the budget is more than this process can have: models may hold what is possible"
-        );
-        most
+        capped(budget, self.most)
     }
 
     /// Announces a load's progress, each percent once.
@@ -498,6 +537,31 @@ impl Shared {
         // No subscriber: nobody wants to know.
         let _nobody = self.events.send(event);
     }
+}
+
+/// A budget, or what this process can ever have where that is less.
+pub(super) fn capped(budget: Bytes, most: Option<Bytes>) -> Bytes {
+    let Some(most) = most.filter(|most| *most < budget) else { return budget };
+    tracing::warn!(
+        budget = %budget, possible = %most,
+        "the budget is more than this process can have: models may hold what is possible"
+    );
+    most
+}
+
+/// Says who gives memory back, and what that was decided by.
+fn log_chosen(chosen: &Chosen) {
+    let Chosen { model, cause, idle, bytes, load, uses, score, used, limit } = chosen;
+    let cause = cause.as_str();
+    tracing::info!(%model, cause, ?idle, %bytes, ?load, uses, score, %used, %limit, "a model gives memory back");
+}
+
+/// What a model says that it holds. A panic of its backend's there is as good as no figure.
+pub(super) fn measured(measure: impl FnOnce() -> Option<Footprint>) -> Option<Footprint> {
+    std::panic::catch_unwind(AssertUnwindSafe(measure)).unwrap_or_else(|panic| {
+        tracing::error!(panic = panic_text(&*panic), "a model's memory could not be measured");
+        None
+    })
 }
 
 /// A backend's panic is its failure, not the pool's end.

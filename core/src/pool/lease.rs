@@ -35,6 +35,7 @@ pub struct Lease {
 /// whatever had become of it; it cannot fail, because its place in the channel was reserved at the start.
 struct Ticket {
     id: RequestId,
+    slot: SlotId,
     lost: OnceLock<Lost>,
     permit: Option<OwnedPermit<Returned>>,
 }
@@ -42,6 +43,7 @@ struct Ticket {
 /// A request is over.
 pub(super) struct Returned {
     pub(super) id: RequestId,
+    pub(super) slot: SlotId,
     pub(super) lost: Option<Lost>,
 }
 
@@ -72,7 +74,7 @@ impl Lease {
             TrySendError::Full(_) => Error::QueueFull { waiting: inner.max_waiting },
             TrySendError::Closed(_) => Error::ShuttingDown,
         })?;
-        let ticket = Ticket { id: inner.next_request(), lost: OnceLock::new(), permit: Some(permit) };
+        let ticket = Ticket { id: inner.next_request(), slot, lost: OnceLock::new(), permit: Some(permit) };
         // Declared after the ticket, so dropped before it: by the time the driver hears of the return, it can see
         // that nobody waits for the grant any more.
         let (reply, granted) = oneshot::channel();
@@ -172,7 +174,7 @@ impl fmt::Debug for Lease {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            permit.send(Returned { id: self.id, lost: self.lost.take() });
+            permit.send(Returned { id: self.id, slot: self.slot, lost: self.lost.take() });
         }
     }
 }

@@ -93,6 +93,12 @@ impl Metrics {
         self.slots[change.slot.0].on_change(change);
     }
 
+    /// The ledger holds more for a slot than before.
+    pub(super) fn on_settled(&self, change: &Change) {
+        self.set_ledger(change.budget, change.limit, change.used, change.left);
+        self.slots[change.slot.0].show(change);
+    }
+
     pub(super) fn set_ledger(&self, budget: Bytes, limit: Bytes, used: Bytes, left: Bytes) {
         self.budget.set(budget.0 as f64);
         self.limit.set(limit.0 as f64);
@@ -181,7 +187,7 @@ impl SlotMetrics {
         }
     }
 
-    fn on_change(&self, change: &Change) {
+    fn show(&self, change: &Change) {
         self.reserved.set(change.bytes.0 as f64);
         let estimate = change.estimate.clone().unwrap_or_default();
         self.estimated.set(estimate.total().0 as f64);
@@ -193,6 +199,10 @@ impl SlotMetrics {
         self.file_backed.set(measured.file_backed.0 as f64);
         // Not a number: what is not known must not look like zero.
         self.anonymous.set(measured.anonymous.map_or(f64::NAN, |bytes| bytes.0 as f64));
+    }
+
+    fn on_change(&self, change: &Change) {
+        self.show(change);
         match (change.from, change.to, change.cause) {
             (Phase::Loading, Phase::Ready, _) => {
                 self.load_seconds.record(change.took);
@@ -282,7 +292,7 @@ fn describe() {
     describe_gauge!(
         "sarai_model_bytes",
         Unit::Bytes,
-        "Bytes of a model, by kind; measured right after its load"
+        "Bytes of a model, by kind; measured at its load and while its steps touched buffers for the first time"
     );
     describe_gauge!("sarai_model_estimated_bytes", Unit::Bytes, "What a model is estimated to take, by kind");
     describe_counter!(

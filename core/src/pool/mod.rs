@@ -35,7 +35,7 @@ use tokio::time::Instant;
 
 use crate::answer::{OnStreamFailure, Priority};
 use crate::backend::{Backend, HostState, Model, ServedBy};
-use crate::config::{Class, ModelRole};
+use crate::config::{Budget, Class, ModelRole};
 use crate::error::Error;
 use crate::memory::{Ledger, Probe};
 use crate::scheduler::{Limits, PoolStatus, RequestId, SlotId, SlotSpec};
@@ -56,7 +56,6 @@ struct Inner {
     shared: Arc<Shared>,
     models: BTreeMap<ModelName, ModelEntry>,
     /// As the scheduler was given them.
-    limits: Limits,
     specs: Vec<SlotSpec>,
     commands: mpsc::Sender<Command>,
     returns: mpsc::Sender<Returned>,
@@ -177,7 +176,7 @@ impl ModelPool {
         &self,
         residents: impl Iterator<Item = (&ModelName, &ModelEntry)>,
     ) -> Result<(), Error> {
-        let budget = self.inner.limits.budget;
+        let Limits { budget, spare, .. } = self.inner.ask(|reply| Command::Limits { reply }).await?;
         let mut all = Ledger::new(Bytes(u64::MAX));
         let mut entries = Vec::new();
         for (name, entry) in residents {
@@ -188,7 +187,7 @@ impl ModelPool {
                 entries.push(entry);
             }
         }
-        let (asked, models) = (all.used(), all.holders());
+        let (asked, models) = (all.used() + spare, all.holders());
         if asked > budget {
             return Err(Error::ResidentsOverBudget { asked, budget, models });
         }
@@ -264,14 +263,23 @@ impl ModelPool {
         Ok(())
     }
 
-    /// Changes the budget. Idle models are evicted until it holds; running requests end undisturbed.
+    /// Changes the budget, to a number of bytes or a [`Preset`](crate::config::Preset). Idle models are evicted until it
+    /// holds; running requests end undisturbed, and new loads wait. As when the pool is built, it is cut to what the machine
+    /// has. Less than the pinned models hold is taken, too, with a warning: they stay, and nothing else is loaded.
     ///
     /// # Errors
-    /// The pool is shutting down.
+    /// The budget is zero, or the pool is shutting down.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn set_budget(&self, budget: Bytes) -> Result<(), Error> {
+    pub async fn set_budget(&self, budget: impl Into<Budget>) -> Result<(), Error> {
+        let budget = match budget.into() {
+            budget @ Budget::Of(_) => budget.bytes(None),
+            budget @ Budget::Auto => budget.bytes(self.inner.shared.memory().await.map(|memory| memory.total)),
+        };
+        if budget == Bytes::ZERO {
+            return Err(Error::NoBudget);
+        }
         self.inner.send(Command::Budget { budget }).await
     }
 

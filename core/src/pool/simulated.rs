@@ -3,6 +3,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::ModelPool;
+use super::driver::Command;
 use crate::error::Error;
 use crate::scheduler::{Eviction, SlotId};
 use crate::simulate::{Arrival, Simulated, SimulatedSlot, simulate};
@@ -59,11 +60,8 @@ impl ModelPool {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn simulate(&self, trace: &[TracedRequest], replay: &Replay) -> Result<Replayed, Error> {
-        let mut limits = self.inner.limits;
-        limits.budget = replay.budget.unwrap_or(limits.budget);
-        if limits.spare > Bytes::ZERO {
-            limits = limits.with_spare();
-        }
+        let limits = self.inner.ask(|reply| Command::Limits { reply }).await?;
+        let mut limits = limits.with_budget(replay.budget.unwrap_or(limits.budget));
         limits.max_concurrent_llms = replay.max_concurrent_llms.unwrap_or(limits.max_concurrent_llms);
         limits.max_waiting = usize::MAX;
         limits.eviction = replay.eviction;

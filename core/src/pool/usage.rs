@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 
 use super::ModelPool;
-use super::driver::Command;
+use super::driver::{self, Command};
 use crate::backend::ServedBy;
 use crate::config::{Class, ModelRole};
 use crate::error::Error;
@@ -97,6 +97,10 @@ pub struct PlannedModel {
     pub evict: Vec<ModelName>,
     /// The models whose context would become shorter.
     pub shorten: Vec<ModelName>,
+    /// Seconds that freeing their memory took the last time; `None` where that is not known of all of them.
+    pub freeing_seconds: Option<f64>,
+    /// Seconds that the loads took the last time; `None` where that is not known of all of them.
+    pub load_seconds: Option<f64>,
     /// Why it would be refused.
     #[serde(serialize_with = "as_text")]
     pub refuse: Option<Error>,
@@ -119,7 +123,7 @@ impl ModelPool {
             let ready =
                 status.slots.iter().map(|slot| shared.ready.get(&slot.slot).map(|model| model.clone()));
             let models = status.slots.iter().zip(ready).map(|(slot, model)| {
-                let measured = model.as_ref().and_then(|model| model.memory());
+                let measured = model.as_ref().and_then(|model| driver::measured(|| model.memory()));
                 ModelMemory {
                     model: slot.model.clone(),
                     served_by: shared.slots[slot.slot.0].backend.served_by(),
@@ -184,6 +188,11 @@ impl ModelPool {
                 let Some(plan) = self.inner.ask(command).await?.pop() else {
                     return Err(Error::ShuttingDown);
                 };
+                let load_times = plan.load.iter().map(|load| match load.estimate.reserve() {
+                    // There is nothing to load for a model on a host.
+                    Bytes::ZERO => Some(0.0),
+                    _ => load.estimate.load_time.map(|time| time.as_secs_f64()),
+                });
                 planned.push(PlannedModel {
                     model: name.clone(),
                     served_by: self.inner.shared.slots[slot.0].backend.served_by(),
@@ -193,6 +202,8 @@ impl ModelPool {
                     load: plan.load.iter().map(|load: &PlannedLoad| self.model_of(load.slot)).collect(),
                     evict: plan.evict,
                     shorten: plan.shorten,
+                    freeing_seconds: plan.freeing.map(|time| time.as_secs_f64()),
+                    load_seconds: load_times.sum(),
                     refuse: plan.refuse,
                 });
             }

@@ -7,7 +7,7 @@ use super::slot::{Cause, Held, Slot, State};
 use super::{Effect, STAYS_SHORT, STEADY, Scheduler, SlotId};
 use crate::config::Class;
 use crate::error::Error;
-use crate::memory::{Claim, Estimate};
+use crate::memory::{Claim, Estimate, Shortfall};
 use crate::units::{Bytes, ModelName, Timestamp};
 
 /// Room that requests later in the order may still use.
@@ -275,17 +275,20 @@ impl Scheduler {
 
     fn start_load(&mut self, slot: SlotId, estimate: Estimate, now: Timestamp) {
         let model = self.slots[slot.0].spec.model.clone();
-        // The room was computed from this same ledger; should they ever differ, the ledger is right.
-        if let Ok(reservation) = self.ledger.try_reserve(&model, &estimate) {
-            let held = Held { reservation, estimate: estimate.clone(), measured: None, whole: None };
-            self.set_state(
-                slot,
-                State::Loading { held, started: now, cancelled: false },
-                Cause::Request,
-                now,
-            );
-            self.effects.push_back(Effect::StartLoad { slot, estimate });
-        }
+        // The room was computed from this same ledger; should they ever differ, the ledger is right, and the slot goes on
+        // waiting.
+        let reservation = match self.ledger.try_reserve(&model, &estimate) {
+            Ok(reservation) => reservation,
+            Err(Shortfall { asked, left }) => {
+                debug_assert!(false, "{model} needs {asked} and was promised them, but {left} are left");
+                tracing::error!(%model, %asked, %left, "room was promised to a load that is not there");
+                return;
+            }
+        };
+        let held = Held { reservation, estimate: estimate.clone(), measured: None, whole: None };
+        let loading = State::Loading { held, started: now, cancelled: false };
+        self.set_state(slot, loading, Cause::Request, now);
+        self.effects.push_back(Effect::StartLoad { slot, estimate });
     }
 
     /// Evicts idle models while the ledger exceeds the budget, which became smaller or was overrun by a load, or what the
@@ -293,8 +296,14 @@ impl Scheduler {
     fn enforce_budget(&mut self, now: Timestamp) {
         self.pressed &= self.held_in_the_end() > self.ledger.limit();
         if let Some(over) = self.over_budget() {
-            let within_budget = self.held_in_the_end() <= self.ledger.budget();
-            let cause = if within_budget { Cause::Pressure } else { Cause::Budget };
+            let held = self.held_in_the_end();
+            let cause = if held > self.ledger.budget() {
+                Cause::Budget
+            } else if held > self.ledger.share() {
+                Cause::Others
+            } else {
+                Cause::Pressure
+            };
             let choice = self
                 .victims_among(over, None, now, |slot, leases| leases == 0 && !self.queue.waits_for(slot));
             let freeing = if choice.sufficient {
@@ -345,8 +354,8 @@ impl Scheduler {
     fn never_fits(&self, slot: SlotId, estimate: &Estimate) -> Option<Error> {
         let model = self.slots[slot.0].spec.model.clone();
         let pinned = || self.slots.iter().filter(|other| other.pinned);
-        let reservations = || pinned().filter_map(|other| other.state.held()).map(|held| &held.reservation);
-        let held = self.ledger.frees(reservations());
+        let mut reservations = pinned().filter_map(|other| other.state.held()).map(|held| &held.reservation);
+        let held = self.pinned();
         let claim = Claim::from(estimate);
         let shares = |reservation| {
             self.ledger
@@ -355,7 +364,7 @@ impl Scheduler {
                 .is_some_and(|(id, _)| Some(&id) == estimate.weights_id.as_ref())
         };
         // Weights that a pinned model holds are there, and among what it holds.
-        let asked = if reservations().any(shares) { claim.own } else { claim.total() };
+        let asked = if reservations.any(shares) { claim.own } else { claim.total() };
         let budget = self.ledger.budget();
         let left = budget.saturating_sub(held + self.ledger.spare());
         if asked > left {
@@ -442,19 +451,27 @@ impl Scheduler {
             .enumerate()
             .filter(|(_, slot)| !slot.pinned)
             .filter_map(|(at, slot)| {
-                let State::Ready { held, leases, idle_since, .. } = &slot.state else { return None };
-                may(SlotId(at), *leases).then(|| Candidate {
-                    slot: SlotId(at),
-                    llm: Some(&slot.spec.model).filter(|model| slot.spec.llm && Some(*model) != own).cloned(),
-                    class: slot.spec.class,
-                    claim: self.ledger.claim(&held.reservation),
-                    idle: now.since(*idle_since),
-                    reload: slot.last_load.map_or(Duration::ZERO, |(started, ended)| ended.since(started)),
-                    uses: slot.uses_after(self.grants),
-                })
+                let State::Ready { leases, .. } = &slot.state else { return None };
+                let candidate = self.candidate(SlotId(at), now).filter(|_| may(SlotId(at), *leases))?;
+                Some(Candidate { llm: candidate.llm.filter(|model| Some(model) != own), ..candidate })
             })
             .collect();
         choose(&candidates, &self.together(), need, self.limits.eviction)
+    }
+
+    /// What a ready slot is chosen by.
+    pub(super) fn candidate(&self, id: SlotId, now: Timestamp) -> Option<Candidate> {
+        let slot = &self.slots[id.0];
+        let State::Ready { held, idle_since, .. } = &slot.state else { return None };
+        Some(Candidate {
+            slot: id,
+            llm: slot.spec.llm.then(|| slot.spec.model.clone()),
+            class: slot.spec.class,
+            claim: self.ledger.claim(&held.reservation),
+            idle: now.since(*idle_since),
+            reload: slot.last_load.map_or(Duration::ZERO, |(started, ended)| ended.since(started)),
+            uses: slot.uses_after(self.grants),
+        })
     }
 
     /// The models that get no new requests because someone has waited too long for their room.

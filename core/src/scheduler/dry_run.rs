@@ -23,6 +23,8 @@ pub struct Plan {
     pub evict: Vec<ModelName>,
     /// Which models would get a shorter context.
     pub shorten: Vec<ModelName>,
+    /// How long these evictions and changes of context took the last time, together; `None` where that is not known of all.
+    pub freeing: Option<Duration>,
     /// Why it would be refused or, if `fits` is false and this is `None`, it would wait for busy models.
     pub refuse: Option<Error>,
 }
@@ -65,6 +67,7 @@ impl Scheduler {
             load: Vec::new(),
             evict: Vec::new(),
             shorten: Vec::new(),
+            freeing: Some(Duration::ZERO),
             refuse: None,
         };
         let capabilities = self.slots[slot.0].spec.capabilities;
@@ -92,11 +95,13 @@ impl Scheduler {
                 Effect::Changed(change)
                     if change.to == Phase::Unloading && change.cause == Cause::Evicted =>
                 {
+                    plan.freeing = plan.freeing.zip(self.slots[change.slot.0].last_unload).map(|(a, b)| a + b);
                     plan.evict.push(change.model);
                 }
                 Effect::Changed(change)
                     if change.to == Phase::Resizing && change.cause == Cause::Shortened =>
                 {
+                    plan.freeing = plan.freeing.zip(self.slots[change.slot.0].last_resize).map(|(a, b)| a + b);
                     plan.shorten.push(change.model);
                 }
                 Effect::Grant { id: granted, .. } if granted == id => plan.fits = true,
@@ -104,7 +109,9 @@ impl Scheduler {
                 Effect::Grant { .. }
                 | Effect::Reject { .. }
                 | Effect::UnloadDone { .. }
+                | Effect::Chosen(_)
                 | Effect::Changed(_)
+                | Effect::Settled(_)
                 | Effect::Stopped => {}
             }
         }
@@ -143,8 +150,13 @@ fn copy_slot(slot: &Slot, from: &Ledger, to: &mut Ledger) -> Slot {
     copy.pinned = slot.pinned;
     copy.took = slot.took;
     copy.last_load = slot.last_load;
+    copy.last_unload = slot.last_unload;
+    copy.last_resize = slot.last_resize;
     copy.uses = slot.uses;
     copy.shortened = slot.shortened;
+    copy.failures = slot.failures;
+    copy.backoff = slot.backoff.clone();
+    copy.evicted = slot.evicted;
     let (held, leases, idle_since) = match &slot.state {
         State::Ready { held, leases, idle_since, .. } => (held, *leases, *idle_since),
         State::Loading { held, started, .. } => (held, 0, *started),

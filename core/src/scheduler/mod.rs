@@ -13,7 +13,7 @@ mod status;
 
 pub use dry_run::{Plan, PlannedLoad};
 pub use policy::{Candidate, Choice, Eviction, HALF_LIFE, Need, Together, choose};
-pub use slot::{Cause, Change, Phase};
+pub use slot::{Cause, Change, Chosen, Phase};
 pub use status::{PoolStatus, SlotStatus};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,7 +27,7 @@ use crate::memory::{Estimate, Footprint, Ledger};
 use crate::request::{Capabilities, Capability};
 use crate::units::{Bytes, ModelName, Timestamp};
 use queue::{Queue, Waiting};
-use slot::{Backoff, Held, Slot, State};
+use slot::{Backoff, Held, Slot, State, Took};
 
 /// A place where one model can run, by number: the order in which slots were given to [`Scheduler::new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,6 +103,13 @@ impl Limits {
     pub fn with_spare(self) -> Self {
         Self { spare: Bytes(self.budget.0 / Self::SPARE_PART).min(Self::MOST_SPARE), ..self }
     }
+
+    /// The same with another budget, and as much of that spare where any is.
+    #[must_use]
+    pub fn with_budget(self, budget: Bytes) -> Self {
+        let limits = Self { budget, ..self };
+        if self.spare > Bytes::ZERO { limits.with_spare() } else { limits }
+    }
 }
 
 /// What a request asks for, and how urgently. Requests of equal urgency are served in the order of their arrival.
@@ -160,6 +167,14 @@ pub enum Event {
         slot: SlotId,
         /// What the model holds now, where that could be measured. After a failure it is of no use any more.
         result: Result<Option<Footprint>, Failure>,
+    },
+    /// A ready model was looked at again: its steps may have touched buffers for the first time, and what loads that ran side
+    /// by side took may have been shared out by now.
+    Measured {
+        /// The slot.
+        slot: SlotId,
+        /// What it holds.
+        footprint: Footprint,
     },
     /// A loaded model turned out to be gone: its thread or process has ended. What is left of it is unloaded.
     Lost {
@@ -251,6 +266,8 @@ pub enum Effect {
         slot: SlotId,
         /// What it is to become.
         estimate: Estimate,
+        /// Whether it takes room for that, which is reserved. A change that gives room back cannot be refused.
+        grows: bool,
     },
     /// Unload the slot.
     StartUnload {
@@ -282,8 +299,12 @@ pub enum Effect {
         /// The bytes that came back; zero if it was not loaded.
         result: Result<Bytes, Error>,
     },
+    /// A model was chosen to give memory back, to be told; what has to be done for it follows.
+    Chosen(Chosen),
     /// A slot changed its state.
     Changed(Change),
+    /// The ledger holds more for a slot than before, whose state is the same.
+    Settled(Change),
     /// Everything is unloaded after [`Event::Shutdown`].
     Stopped,
 }
@@ -318,9 +339,10 @@ enum Shutdown {
     Done,
 }
 
-/// A reading of the machine's memory that differs from the last one by less than this part of it changes nothing, so that
-/// nobody runs after every page.
+/// A reading of the machine's memory that differs from the last one by less than this part of it, and by less than this part
+/// of the reserve, changes nothing, so that nobody runs after every page.
 const STEADY: u64 = 64;
+const STEADY_RESERVE: u64 = 8;
 
 /// A context that was made shorter stays so for this long, so that it does not change with every request.
 const STAYS_SHORT: Duration = Duration::from_mins(1);
@@ -365,11 +387,16 @@ impl Scheduler {
             }
             Event::Loaded { slot, result } => self.on_loaded(slot, result, now),
             Event::Resized { slot, result } => self.on_resized(slot, result, now),
+            Event::Measured { slot, footprint } => self.on_measured(slot, footprint, now),
             Event::Lost { slot, cause } => self.on_lost(slot, cause, now),
             Event::Unloaded { slot } => self.on_unloaded(slot, now),
             Event::Unload { id, slot } => self.on_unload(id, slot, now),
             Event::Pin { slot, pinned } => self.slots[slot.0].pinned = pinned,
-            Event::Budget { budget } => self.ledger.set_budget(budget),
+            Event::Budget { budget } => {
+                self.limits = self.limits.with_budget(budget);
+                self.ledger.set_budget(budget);
+                self.ledger.set_spare(self.limits.spare);
+            }
             Event::Memory { attainable } => self.on_memory(attainable),
             Event::Others { taken } => self.ledger.set_others(taken),
             Event::Taken { slot, taken } => self.on_taken(slot, taken, now),
@@ -431,12 +458,14 @@ impl Scheduler {
 
     /// Eviction begins when half of the reserve is used up, and ends when all of it is there again.
     fn on_memory(&mut self, attainable: Bytes) {
-        let steady = |last: Bytes| last.0.abs_diff(attainable.0) < last.0.div_ceil(STEADY);
+        let reserve = self.limits.reserve;
+        let steady = |last: Bytes| {
+            last.0.abs_diff(attainable.0) < last.0.div_ceil(STEADY).min(reserve.0 / STEADY_RESERVE)
+        };
         if self.attainable.is_some_and(steady) {
             return;
         }
         self.attainable = Some(attainable);
-        let reserve = self.limits.reserve;
         self.ledger.set_ceiling(Some(attainable.saturating_sub(reserve)));
         self.pressed |= self.held_in_the_end() > attainable.saturating_sub(Bytes(reserve.0 / 2));
     }
@@ -454,7 +483,8 @@ impl Scheduler {
                     self.set_state(slot, State::Absent, Cause::Abandoned, now);
                 }
             }
-            State::Resizing { held, to, becomes, idle_since } => {
+            // One that becomes shorter takes nothing, and goes on.
+            State::Resizing { held, to, becomes, idle_since } if to.saves(&held.estimate) > Bytes::ZERO => {
                 self.ledger.settle(&held.reservation, becomes.saturating_sub(to.saves(&held.estimate)));
                 self.slots[slot.0].shortened = Some(now);
                 let ready = State::Ready { held, leases: 0, idle_since, lost: None };
@@ -463,6 +493,25 @@ impl Scheduler {
             }
             other => self.slots[slot.0].state = other,
         }
+    }
+
+    /// The limits as they are now.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What is known of a ready slot's memory.
+    #[must_use]
+    pub fn measured(&self, slot: SlotId) -> Option<Footprint> {
+        self.slots.get(slot.0)?.state.held()?.measured
+    }
+
+    /// What the pinned models hold that would be free without them.
+    #[must_use]
+    pub fn pinned(&self) -> Bytes {
+        let pinned = self.slots.iter().filter(|slot| slot.pinned);
+        self.ledger.frees(pinned.filter_map(|slot| slot.state.held()).map(|held| &held.reservation))
     }
 
     /// The budget, and what of it the ledger holds.
@@ -519,8 +568,8 @@ impl Scheduler {
     fn on_estimated(&mut self, slot: SlotId, left: Bytes, result: Result<Estimate, Failure>, now: Timestamp) {
         let State::Estimating { .. } = self.slots[slot.0].state else { return };
         match result {
-            Ok(mut estimate) if self.queue.waits_for(slot) => {
-                estimate.measured_before = estimate.measured_before.max(self.slots[slot.0].took);
+            Ok(estimate) if self.queue.waits_for(slot) => {
+                let estimate = self.slots[slot.0].at_least_what_it_took(estimate, now);
                 self.set_state(slot, State::Sized { estimate, left }, Cause::Request, now);
             }
             Ok(_) => self.set_state(slot, State::Absent, Cause::Abandoned, now),
@@ -546,7 +595,7 @@ impl Scheduler {
                 self.ledger.settle(&held.reservation, bytes);
                 let entry = &mut self.slots[slot.0];
                 entry.failures = 0;
-                entry.took = total.filter(|total| *total > reserved);
+                entry.took = took(&held.estimate, measured, now);
                 entry.backoff = None;
                 entry.last_load = Some((started, now));
                 let held = Held { measured, ..held };
@@ -570,11 +619,31 @@ impl Scheduler {
         }
     }
 
+    /// The ledger keeps the larger figure here, too: what a model was reserved for, it may yet come to hold.
+    fn on_measured(&mut self, slot: SlotId, footprint: Footprint, now: Timestamp) {
+        let entry = &mut self.slots[slot.0];
+        let State::Ready { held, lost: None, .. } = &mut entry.state else { return };
+        if held.measured == Some(footprint) {
+            return;
+        }
+        held.measured = Some(footprint);
+        if let Some(more) = took(&held.estimate, held.measured, now) {
+            entry.took = Some(more);
+        }
+        let holds = self.ledger.bytes(&held.reservation);
+        if let Some(total) = footprint.total().filter(|total| *total > holds) {
+            self.ledger.settle(&held.reservation, total);
+        }
+        let change = self.change(slot, Phase::Ready, Cause::Measured, now);
+        self.effects.push_back(Effect::Settled(change));
+    }
+
     fn on_resized(&mut self, slot: SlotId, result: Result<Option<Footprint>, Failure>, now: Timestamp) {
         let (mut held, to, becomes, idle_since) = match self.slots[slot.0].take_state() {
             State::Resizing { held, to, becomes, idle_since } => (held, *to, becomes, idle_since),
             other => return self.slots[slot.0].state = other,
         };
+        self.slots[slot.0].last_resize = Some(now.since(self.slots[slot.0].since));
         match result {
             Ok(measured) => {
                 let total = measured.and_then(|measured| measured.total());
@@ -618,7 +687,8 @@ impl Scheduler {
     fn unload_if_over_budget(&mut self, slot: SlotId, now: Timestamp) {
         let State::Ready { held, .. } = &self.slots[slot.0].state else { return };
         let (asked, reserved) = (self.ledger.bytes(&held.reservation), held.estimate.reserve());
-        if self.can_make_good(slot, now) {
+        // What a model on a host takes here makes nothing good: it would only be loaded again.
+        if self.ledger.frees([&held.reservation]) == Bytes::ZERO || self.can_make_good(slot, now) {
             return;
         }
         if asked > reserved {
@@ -645,6 +715,7 @@ impl Scheduler {
             other => return self.slots[slot.0].state = other,
         };
         let bytes = self.ledger.release(held.reservation);
+        self.slots[slot.0].last_unload = Some(now.since(self.slots[slot.0].since));
         self.set_state(slot, State::Absent, cause, now);
         self.answer_unloads(slot, bytes);
     }
@@ -758,6 +829,7 @@ impl Scheduler {
     }
 
     fn start_unload(&mut self, slot: SlotId, cause: Cause, now: Timestamp) {
+        self.tell_chosen(slot, cause, now);
         match self.slots[slot.0].take_state() {
             State::Ready { held, .. } => {
                 if cause == Cause::Evicted {
@@ -772,17 +844,39 @@ impl Scheduler {
 
     /// Gives an idle slot another context. Room for a longer one is taken now, that of a shorter one is free when it is made.
     fn start_resize(&mut self, slot: SlotId, to: Estimate, cause: Cause, now: Timestamp) {
+        self.tell_chosen(slot, cause, now);
         match self.slots[slot.0].take_state() {
             State::Ready { held, idle_since, .. } => {
                 let holds = self.ledger.bytes(&held.reservation);
                 let becomes = (holds + to.saves(&held.estimate)).saturating_sub(held.estimate.saves(&to));
                 self.ledger.settle(&held.reservation, becomes.max(holds));
+                let grows = to.saves(&held.estimate) > Bytes::ZERO;
                 let state = State::Resizing { held, to: Box::new(to.clone()), becomes, idle_since };
                 self.set_state(slot, state, cause, now);
-                self.effects.push_back(Effect::Resize { slot, estimate: to });
+                self.effects.push_back(Effect::Resize { slot, estimate: to, grows });
             }
             other => self.slots[slot.0].state = other,
         }
+    }
+
+    /// Says by what a ready model was chosen to give memory back.
+    fn tell_chosen(&mut self, slot: SlotId, cause: Cause, now: Timestamp) {
+        let gives_back = matches!(
+            cause,
+            Cause::Evicted | Cause::Shortened | Cause::Budget | Cause::Pressure | Cause::Others
+        );
+        let Some(candidate) = self.candidate(slot, now).filter(|_| gives_back) else { return };
+        self.effects.push_back(Effect::Chosen(Chosen {
+            model: self.slots[slot.0].spec.model.clone(),
+            cause,
+            idle: candidate.idle,
+            bytes: candidate.claim.total(),
+            load: candidate.reload,
+            uses: candidate.uses,
+            score: candidate.worth(true),
+            used: self.ledger.used(),
+            limit: self.ledger.limit(),
+        }));
     }
 
     fn reject(&mut self, id: RequestId, error: Error) {
@@ -801,16 +895,22 @@ impl Scheduler {
         let from = entry.phase;
         entry.state = state;
         entry.phase = entry.state.phase();
-        let took = now.since(std::mem::replace(&mut entry.since, now));
+        let change = self.change(slot, from, cause, now);
+        self.slots[slot.0].since = now;
+        self.effects.push_back(Effect::Changed(change));
+    }
+
+    fn change(&self, slot: SlotId, from: Phase, cause: Cause, now: Timestamp) -> Change {
+        let entry = &self.slots[slot.0];
         let held = entry.state.held();
-        let change = Change {
+        Change {
             slot,
             model: entry.spec.model.clone(),
             from,
             to: entry.phase,
             cause,
             at: now,
-            took,
+            took: now.since(entry.since),
             bytes: held.map_or(Bytes::ZERO, |held| self.ledger.bytes(&held.reservation)),
             estimate: held.map(|held| held.estimate.clone()),
             measured: held.and_then(|held| held.measured),
@@ -819,12 +919,18 @@ impl Scheduler {
             limit: self.ledger.limit(),
             left: self.ledger.left(),
             llms: self.counted_llms().len(),
-        };
-        self.effects.push_back(Effect::Changed(change));
+        }
     }
 
     /// The LLMs that are loaded, loading or not yet gone.
     fn counted_llms(&self) -> BTreeSet<&ModelName> {
         self.slots.iter().filter(|slot| slot.counts()).map(|slot| &slot.spec.model).collect()
     }
+}
+
+/// What a load took, where that was measured and is more than it was expected to.
+fn took(estimate: &Estimate, measured: Option<Footprint>, at: Timestamp) -> Option<Took> {
+    let expected = estimate.total().min(estimate.reserve());
+    let bytes = measured.filter(|measured| measured.exact)?.total().filter(|total| *total > expected)?;
+    Some(Took { bytes, n_ctx: estimate.n_ctx, at })
 }

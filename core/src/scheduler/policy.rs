@@ -50,8 +50,9 @@ const QUICKEST: Duration = Duration::from_millis(1);
 impl Candidate {
     /// How little it costs to be without it: idle time × what it frees ÷ (time to load it again × uses). Where only a place
     /// among the LLMs is needed, what it frees is the same for all.
-    fn worth(&self, need: Need) -> f64 {
-        let frees = if need.bytes > Bytes::ZERO { self.claim.total().0 as f64 } else { 1.0 };
+    #[must_use]
+    pub fn worth(&self, bytes_needed: bool) -> f64 {
+        let frees = if bytes_needed { self.claim.total().0 as f64 } else { 1.0 };
         let idle = self.idle.max(QUICKEST).as_secs_f64();
         idle * frees / (self.reload.max(QUICKEST).as_secs_f64() * self.uses.max(f64::MIN_POSITIVE))
     }
@@ -92,7 +93,10 @@ pub fn choose(candidates: &[Candidate], held: &Together, need: Need, eviction: E
     let mut order: Vec<&Candidate> = candidates.iter().collect();
     order.sort_by(|a, b| {
         let first = match eviction {
-            Eviction::CostAware => b.worth(need).total_cmp(&a.worth(need)),
+            Eviction::CostAware => {
+                let bytes = need.bytes > Bytes::ZERO;
+                b.worth(bytes).total_cmp(&a.worth(bytes))
+            }
             Eviction::Lru => Ordering::Equal,
         };
         let lru = || b.idle.cmp(&a.idle).then_with(|| a.slot.cmp(&b.slot));

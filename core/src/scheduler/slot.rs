@@ -15,6 +15,10 @@ const CHURN: Duration = Duration::from_mins(1);
 /// The longest that it then stays for this.
 const LONGEST_STAY: Duration = Duration::from_secs(2);
 
+/// A load that took more than was reserved is expected to take as much again for this long. Then it is tried by its estimate:
+/// the program around the pool allocates, too, and what it took meanwhile must not keep a model out for good.
+const TAKES_MORE: Duration = Duration::from_mins(10);
+
 /// One slot: its fixed facts, its state, and what outlives the state.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -29,9 +33,12 @@ pub(super) struct Slot {
     pub(super) backoff: Option<Backoff>,
     /// When its context was last made shorter.
     pub(super) shortened: Option<Timestamp>,
-    /// What its last load took, if that was more than estimated: the next estimate is no lower.
-    pub(super) took: Option<Bytes>,
+    /// What its last load took, if that was more than was reserved for it.
+    pub(super) took: Option<Took>,
     pub(super) last_load: Option<(Timestamp, Timestamp)>,
+    /// How long its last unload took, and its last change of context.
+    pub(super) last_unload: Option<Duration>,
+    pub(super) last_resize: Option<Duration>,
     /// When it last had to leave for another model.
     pub(super) evicted: Option<Timestamp>,
     /// Its uses so far, worth less with each of another model, and how many of all there were when that was counted.
@@ -39,8 +46,16 @@ pub(super) struct Slot {
     pub(super) unload_waiters: Vec<RequestId>,
 }
 
+/// A load that took more than was reserved.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Took {
+    pub(super) bytes: Bytes,
+    pub(super) n_ctx: Option<u32>,
+    pub(super) at: Timestamp,
+}
+
 /// After a failed load: when the next one may be tried, and why the last one failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Backoff {
     pub(super) until: Timestamp,
     pub(super) cause: Failure,
@@ -118,8 +133,12 @@ pub enum Cause {
     Budget,
     /// The machine is short of memory.
     Pressure,
+    /// Other processes have, or wait for, the room in a shared budget.
+    Others,
     /// Another process took the room first.
     Taken,
+    /// It was found to hold more.
+    Measured,
     /// Nobody wants it any more.
     Abandoned,
     /// It failed.
@@ -143,13 +162,38 @@ impl Cause {
             Self::Asked => "asked",
             Self::Budget => "budget",
             Self::Pressure => "pressure",
+            Self::Others => "others",
             Self::Taken => "taken",
+            Self::Measured => "measured",
             Self::Abandoned => "abandoned",
             Self::Failed => "failed",
             Self::TooLarge => "too_large",
             Self::Shutdown => "shutdown",
         }
     }
+}
+
+/// A model that was chosen to give memory back, and what that was decided by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    /// The model.
+    pub model: ModelName,
+    /// For what. [`Cause::Shortened`] leaves it its weights.
+    pub cause: Cause,
+    /// How long it has been idle.
+    pub idle: Duration,
+    /// What the ledger holds for it.
+    pub bytes: Bytes,
+    /// How long its last load took.
+    pub load: Duration,
+    /// How often it was used of late; see [`Candidate::uses`](super::Candidate::uses).
+    pub uses: f64,
+    /// How little it costs to be without it; see [`Candidate::worth`](super::Candidate::worth).
+    pub score: f64,
+    /// What the ledger holds in all.
+    pub used: Bytes,
+    /// What may be held just now.
+    pub limit: Bytes,
 }
 
 /// A slot's change of state, with the ledger's figures right after it.
@@ -173,7 +217,7 @@ pub struct Change {
     pub bytes: Bytes,
     /// Its estimate, while it holds anything.
     pub estimate: Option<Estimate>,
-    /// What was measured right after its load.
+    /// What its load, and its steps since, were measured to take.
     pub measured: Option<Footprint>,
     /// What the ledger holds in all.
     pub used: Bytes,
@@ -200,6 +244,8 @@ impl Slot {
             shortened: None,
             took: None,
             last_load: None,
+            last_unload: None,
+            last_resize: None,
             evicted: None,
             uses: (0.0, 0),
             unload_waiters: Vec::new(),
@@ -220,6 +266,15 @@ impl Slot {
     pub(super) fn uses_after(&self, grants: u64) -> f64 {
         let (uses, counted) = self.uses;
         uses * 0.5_f64.powf((grants - counted) as f64 / HALF_LIFE)
+    }
+
+    /// An estimate, no lower than what the last load took more than was reserved for it, where that had no longer a context
+    /// and was not long ago.
+    pub(super) fn at_least_what_it_took(&self, estimate: Estimate, now: Timestamp) -> Estimate {
+        let still = |took: &Took| now.since(took.at) < TAKES_MORE && estimate.n_ctx >= took.n_ctx;
+        let more = |bytes: &Bytes| *bytes > estimate.reserve();
+        let took = self.took.filter(still).map(|took| took.bytes).filter(more);
+        Estimate { measured_before: took.or(estimate.measured_before), ..estimate }
     }
 
     /// When its TTL ends, if it is idle and may be unloaded for that.

@@ -52,7 +52,7 @@ pub struct SlotStatus {
     pub estimate: Option<Estimate>,
     /// What the ledger holds for it.
     pub reserved: Bytes,
-    /// What was measured right after its load.
+    /// What its load, and its steps since, were measured to take.
     pub measured: Option<Footprint>,
     /// Requests that run on it.
     pub leases: usize,

@@ -67,6 +67,10 @@ struct Script {
     load_fails: Option<FailureKind>,
     load_panics: bool,
     loads_wait: bool,
+    /// What it really holds once it is loaded, where that is not what it was estimated at.
+    takes: Option<Bytes>,
+    measuring_panics: bool,
+    gives_back: Option<Freed>,
 }
 
 impl FakeBackend {
@@ -81,6 +85,9 @@ impl FakeBackend {
             load_fails: None,
             load_panics: false,
             loads_wait: false,
+            takes: None,
+            measuring_panics: false,
+            gives_back: None,
         };
         Self {
             state: Arc::new(State {
@@ -164,6 +171,24 @@ impl FakeBackend {
     #[must_use]
     pub fn loads_wait(self) -> Self {
         self.change(|script| script.loads_wait = true)
+    }
+
+    /// Looking at what it holds panics.
+    #[must_use]
+    pub fn measuring_panics(self) -> Self {
+        self.change(|script| script.measuring_panics = true)
+    }
+
+    /// Its unloads give so much back of what it held.
+    #[must_use]
+    pub fn gives_back(self, held: u64, returned: u64) -> Self {
+        let freed = Freed { held: Bytes(held), returned: Bytes(returned) };
+        self.change(|script| script.gives_back = Some(freed))
+    }
+
+    /// From now on it holds so much while it is loaded, whatever it was estimated at.
+    pub fn takes(&self, bytes: u64) {
+        self.state.script.lock().unwrap_or_else(PoisonError::into_inner).takes = Some(Bytes(bytes));
     }
 
     /// Lets one load end.
@@ -279,8 +304,11 @@ impl Model for FakeBackend {
     }
 
     fn memory(&self) -> Option<Footprint> {
-        let holds = self.state.estimate(self.state.n_ctx.load(Ordering::SeqCst)).total();
-        Some(Footprint { file_backed: Bytes::ZERO, anonymous: Some(holds) })
+        let script = self.script();
+        assert!(!script.measuring_panics, "scripted panic");
+        let estimated = self.state.estimate(self.state.n_ctx.load(Ordering::SeqCst)).total();
+        let anonymous = Some(script.takes.unwrap_or(estimated));
+        Some(Footprint { file_backed: Bytes::ZERO, anonymous, exact: true })
     }
 
     async fn resize(&self, n_ctx: u32) -> Result<(), Failure> {
@@ -325,7 +353,7 @@ impl Model for FakeBackend {
 
     async fn unload(&self) -> Option<Freed> {
         self.state.loaded.fetch_sub(1, Ordering::SeqCst);
-        None
+        self.script().gives_back
     }
 }
 

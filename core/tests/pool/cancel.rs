@@ -52,6 +52,23 @@ async fn dropping_a_stream_stops_the_work_and_frees_the_place() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slow_reader_who_leaves_in_the_end_gives_its_place_free() {
+    let backend = FakeBackend::local("a", 100).says(&["one ", "two ", "three"]).hangs();
+    let pool = pool(limits(1000, 3), [model("a", &[&backend])]);
+    let mut slow = ask(&pool, "a").await.unwrap();
+    slow.next().await.unwrap().unwrap();
+    let mut next = Box::pin(ask(&pool, "a"));
+    for _ in 0..5 {
+        assert!(next.as_mut().now_or_never().is_none(), "the place is taken for as long as it reads");
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    drop(slow);
+    let mut next = next.await.unwrap();
+    next.next().await.unwrap().unwrap();
+    assert_eq!((backend.requests(), backend.streams(), phase(&pool, "a").await.1), (2, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn ten_thousand_cancelled_requests_leave_nothing_behind() {
     let (a, b) = (FakeBackend::local("a", 100).hangs(), FakeBackend::local("b", 100));
     let pool = pool(limits(100, 3), [model("a", &[&a]), model("b", &[&b])]);

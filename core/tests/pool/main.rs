@@ -5,7 +5,9 @@
 mod cancel;
 mod continued;
 mod fallback;
+mod heard;
 mod lifetime;
+mod memory;
 mod residency;
 mod sharing;
 

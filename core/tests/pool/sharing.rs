@@ -84,15 +84,66 @@ async fn of_two_who_take_the_last_room_at_once_one_waits() {
     assert_eq!(backends.iter().map(FakeBackend::loaded).sum::<usize>(), 1);
 }
 
+/// In the place of a folder that cannot be used any more.
+fn make_unusable(folder: &Path) {
+    std::fs::remove_dir_all(folder).unwrap();
+    std::fs::write(folder, "not a folder").unwrap();
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_folder_that_is_gone_leaves_each_with_its_own_budget() {
-    let folder = tempfile::tempdir().unwrap();
+async fn a_folder_that_cannot_be_used_any_more_leaves_each_with_its_own_budget() {
+    let above = tempfile::tempdir().unwrap();
+    let folder = above.path().join("budget");
     let (a, b) = (FakeBackend::local("a", 70), FakeBackend::local("b", 60));
-    let first = sharing(folder.path(), &[("a", &a)]);
-    let second = sharing(folder.path(), &[("b", &b)]);
+    let first = sharing(&folder, &[("a", &a)]);
+    let second = sharing(&folder, &[("b", &b)]);
+    let used = first.handle("a").unwrap().lease().await.unwrap();
+    let mut waiting = Box::pin(ask(&second, "b"));
+    assert!(futures::FutureExt::now_or_never(waiting.as_mut()).is_none());
+    until(async || phase(&second, "b").await.0 == Phase::Waiting).await;
+    // What the other one had is not reckoned with for ever.
+    make_unusable(&folder);
+    read(waiting.await.unwrap()).await.1.unwrap();
+    assert_eq!((a.loaded(), b.loaded()), (1, 1));
+    assert_eq!(second.memory_usage().await.unwrap().others_bytes, Bytes::ZERO);
+    // When it can be used again, the budget is one again.
+    std::fs::remove_file(&folder).unwrap();
+    drop(used);
+    until(async || {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        second.memory_usage().await.unwrap().others_bytes + first.memory_usage().await.unwrap().others_bytes
+            > Bytes::ZERO
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_was_removed_is_made_again_and_shared() {
+    let above = tempfile::tempdir().unwrap();
+    let folder = above.path().join("budget");
+    let (a, b) = (FakeBackend::local("a", 70), FakeBackend::local("b", 60));
+    let first = sharing(&folder, &[("a", &a)]);
+    let second = sharing(&folder, &[("b", &b)]);
     answers(&first, "a").await;
-    drop(folder);
+    std::fs::remove_dir_all(&folder).unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     answers(&second, "b").await;
-    assert_eq!((a.loaded(), b.loaded()), (1, 1));
+    assert_eq!((a.loaded(), b.loaded()), (0, 1), "the idle one has left for the other");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_context_that_becomes_shorter_is_not_refused_for_what_others_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (FakeBackend::local("a", 60).context(40), FakeBackend::local("b", 30));
+    let first = sharing(folder.path(), &[("a", &a), ("b", &b)]);
+    let mut other = SharedBudget::join(folder.path()).unwrap();
+    answers(&first, "a").await;
+    other.state(Bytes(10), Bytes::ZERO).unwrap();
+    // It takes more than it was estimated at: another one's context becomes shorter for that, at once.
+    b.takes(45);
+    answers(&first, "b").await;
+    until(async || first.memory_usage().await.unwrap().models[0].n_ctx == Some(256)).await;
+    until(async || phase(&first, "a").await.0 == Phase::Ready).await;
+    assert_eq!(first.memory_usage().await.unwrap().used_bytes, Bytes(40 + 45));
+    assert_eq!((a.loads(), a.loaded(), b.loaded()), (1, 1, 1));
 }

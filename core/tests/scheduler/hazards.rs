@@ -10,7 +10,7 @@ use sarai_core::memory::{Estimate, Footprint};
 use sarai_core::scheduler::{Cause, Event, Eviction, Limits, Phase, SlotId};
 use sarai_core::units::Bytes;
 
-use crate::world::{World, helper, limits, llm};
+use crate::world::{World, helper, limits, llm, measured};
 
 fn three_of(budget: u64, max_concurrent_llms: usize) -> World {
     World::new(
@@ -278,11 +278,7 @@ fn a_load_that_took_too_much_once_is_refused_next_time_without_another_try() {
     world.settle();
     world.pin(0, true);
     world.request(1);
-    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Some(Bytes(90)) };
-    world.limits.budget = Bytes(1000);
-    world.loading.clear();
-    world.loaded.insert(SlotId(1));
-    world.event(Event::Loaded { slot: SlotId(1), result: Ok(Some(measured)) });
+    world.finish_load_taking(1, 90);
     world.settle();
     let again = world.request(1);
     assert!(matches!(world.rejection(again), Some(Error::OverBudget { asked: Bytes(90), .. })));
@@ -509,7 +505,7 @@ fn a_smaller_budget_evicts_what_is_idle_and_leaves_what_runs() {
     used_once(&mut world, 1);
     let running = world.request(2);
     world.settle();
-    world.event(Event::Budget { budget: Bytes(40) });
+    world.budget(40);
     assert_eq!(world.unloading, [SlotId(0), SlotId(1)]);
     world.settle();
     assert!(world.leases.contains_key(&running));
@@ -577,13 +573,36 @@ fn who_finds_the_machine_short_waits_for_it_and_is_told_so_in_the_end() {
 #[test]
 fn a_reading_that_differs_by_little_changes_nothing() {
     let mut world = on_a_machine_with_a_reserve();
-    world.memory(6400);
-    world.memory(6301);
-    world.memory(6499);
-    assert_eq!(world.scheduler.status(world.now).limit, Bytes(200));
+    let limit = |world: &World| world.scheduler.status(world.now).limit.0;
     world.memory(128);
+    assert_eq!(limit(&world), 112);
     world.memory(127);
-    assert_eq!(world.scheduler.status(world.now).limit, Bytes(112));
+    assert_eq!(limit(&world), 112, "less than an eighth of the reserve");
+    world.memory(126);
+    assert_eq!(limit(&world), 110);
+    // On a small machine, by a part of what it has.
+    let mut limits = limits(200, 9);
+    limits.reserve = Bytes(160);
+    let mut world = World::new(limits, vec![llm("a", 40)]);
+    world.memory(320);
+    world.memory(316);
+    assert_eq!(limit(&world), 160);
+    world.memory(315);
+    assert_eq!(limit(&world), 155);
+}
+
+#[test]
+fn on_a_large_machine_half_of_the_reserve_is_not_used_up_unseen() {
+    let mut limits = limits(60_000, 9);
+    limits.reserve = Bytes(1000);
+    let mut world = World::new(limits, vec![llm("a", 40_000)]);
+    world.memory(64_000);
+    used_once(&mut world, 0);
+    // A sixty-fourth of what this process could hold is as much as the whole reserve.
+    world.memory(41_000);
+    assert_eq!(world.unloading, []);
+    world.memory(40_400);
+    assert_eq!(world.unloading, [SlotId(0)]);
 }
 
 #[test]
@@ -608,11 +627,7 @@ fn a_load_that_took_more_than_estimated_makes_idle_models_leave() {
     let mut world = three_of(100, 9);
     used_once(&mut world, 0);
     world.request(1);
-    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Some(Bytes(90)) };
-    world.limits.budget = Bytes(1000);
-    world.loading.clear();
-    world.loaded.insert(SlotId(1));
-    world.event(Event::Loaded { slot: SlotId(1), result: Ok(Some(measured)) });
+    world.finish_load_taking(1, 90);
     assert_eq!(world.unloading, [SlotId(0)]);
     assert_eq!(world.changes.last().unwrap().cause, Cause::Budget);
 }
@@ -623,11 +638,7 @@ fn a_load_that_took_more_than_can_be_made_good_is_taken_back_and_its_waiters_hea
     world.request(0);
     world.settle();
     let waiting = world.request(1);
-    let measured = Footprint { file_backed: Bytes::ZERO, anonymous: Some(Bytes(90)) };
-    world.limits.budget = Bytes(1000);
-    world.loading.clear();
-    world.loaded.insert(SlotId(1));
-    world.event(Event::Loaded { slot: SlotId(1), result: Ok(Some(measured)) });
+    world.finish_load_taking(1, 90);
     let Some(Error::OverBudget { asked, left, .. }) = world.rejection(waiting) else {
         panic!("{:?}", world.outcomes)
     };
@@ -865,7 +876,7 @@ fn what_a_resized_model_really_holds_is_what_counts() {
     let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 50)]);
     used_once(&mut world, 0);
     world.request(1);
-    let measured = Footprint { file_backed: Bytes(20), anonymous: Some(Bytes(25)) };
+    let measured = Footprint { file_backed: Bytes(20), anonymous: Some(Bytes(25)), exact: true };
     world.resizing.clear();
     world.scheduler.handle(Event::Resized { slot: SlotId(0), result: Ok(Some(measured)) }, world.now);
     let status = world.scheduler.status(world.now);
@@ -974,7 +985,7 @@ fn pinned_models_outlast_a_machine_that_is_short_of_memory_and_a_smaller_budget(
     world.memory(10);
     assert_eq!((world.phase(0), world.phase(1)), (Phase::Ready, Phase::Unloading));
     world.settle();
-    world.event(Event::Budget { budget: Bytes(20) });
+    world.budget(20);
     assert_eq!(world.phase(0), Phase::Ready);
     let waiting = world.request(1);
     assert!(matches!(world.rejection(waiting), Some(Error::OverBudget { left: Bytes::ZERO, .. })));
@@ -982,20 +993,247 @@ fn pinned_models_outlast_a_machine_that_is_short_of_memory_and_a_smaller_budget(
 
 #[test]
 fn a_machine_with_a_little_less_than_its_last_reading_does_not_have_a_load_sized_again_and_again() {
-    let mut world = World::new(limits(1000, 3), vec![llm("a", 700), llm("b", 260)]);
-    world.memory(1000);
+    let limits = Limits { reserve: Bytes(160), ..limits(1000, 3) };
+    let mut world = World::new(limits, vec![llm("a", 700), llm("b", 260)]);
+    world.memory(1160);
     let used = world.request(0);
     world.settle();
     assert!(world.is_granted(used));
     // Less than a sixty-fourth less: the reading counts as the same, but b does not fit any more.
-    world.memory(990);
-    world.machine_has = Some(950);
+    world.memory(1145);
+    world.machine_has = Some(1110);
     let waiting = world.request(1);
     assert_eq!(world.phase(1), Phase::Waiting);
     let offered = world.offered.len();
     world.pass(Duration::from_secs(1));
     assert_eq!(world.offered.len(), offered);
-    world.memory(1000);
+    world.memory(1160);
     world.settle();
     assert!(world.is_granted(waiting));
+}
+
+#[test]
+fn a_context_that_becomes_shorter_does_so_whatever_other_processes_have() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60).context(40), llm("b", 30)]);
+    used_once(&mut world, 0);
+    world.request(1);
+    world.really = 20;
+    // What is held is more than was written down, and together it is more than the budget: a load would be refused now.
+    world.finish_load_taking(1, 45);
+    assert_eq!(world.phase(0), Phase::Resizing);
+    // A refusal that comes all the same is not for it.
+    world.event(Event::Taken { slot: SlotId(0), taken: Bytes(20) });
+    assert_eq!((world.phase(0), world.scheduler.status(world.now).used), (Phase::Resizing, Bytes(105)));
+    world.finish_resize(0, false);
+    assert_eq!((world.holds(0), world.scheduler.status(world.now).used.0), (40, world.held()));
+}
+
+#[test]
+fn a_load_that_takes_nothing_is_not_kept_out_by_other_processes() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40), llm("remote", 0)]);
+    let used = world.request(0);
+    world.settle();
+    world.really = 50;
+    world.grow(0, 60);
+    let remote = world.request(1);
+    world.settle();
+    assert!(world.is_granted(used) && world.is_granted(remote));
+}
+
+#[test]
+fn a_load_that_takes_nothing_is_not_taken_back_while_others_hold_too_much() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40), llm("remote", 0)]);
+    world.request(0);
+    world.settle();
+    let remote = world.request(1);
+    world.grow(0, 120);
+    world.finish_load(1);
+    assert!(world.is_granted(remote) && world.unloading.is_empty());
+}
+
+#[test]
+fn what_a_model_gains_after_its_load_is_held_and_made_good() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40), llm("b", 40)]);
+    used_once(&mut world, 0);
+    let used = world.request(1);
+    world.settle();
+    world.grow(1, 50);
+    let settled = world.settled.last().unwrap();
+    assert_eq!((settled.bytes, settled.used, settled.measured), (Bytes(50), Bytes(90), Some(measured(50))));
+    world.grow(1, 70);
+    assert_eq!((world.phase(0), world.changes.last().unwrap().cause), (Phase::Unloading, Cause::Budget));
+    world.settle();
+    world.give_back(used);
+    // The same again, or less than is held for it, changes nothing.
+    let settled = world.settled.len();
+    world.grow(1, 70);
+    assert_eq!(world.settled.len(), settled);
+    world.grow(1, 10);
+    assert_eq!(world.scheduler.status(world.now).used, Bytes(70));
+}
+
+#[test]
+fn a_load_that_took_too_much_is_tried_again_after_a_while_and_with_a_shorter_context_at_once() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40).context(20)]);
+    world.request(0);
+    world.finish_load_taking(0, 130);
+    world.settle();
+    let soon = world.request(0);
+    assert!(matches!(world.rejection(soon), Some(Error::OverBudget { asked: Bytes(130), .. })));
+    let shorter = |world: &mut World| {
+        let id = world.request_unsized(0);
+        let estimate = Estimate { weights: Bytes(20), kv: Bytes(10), n_ctx: Some(4000), ..Estimate::default() };
+        let left = Bytes(100);
+        world.event(Event::Estimated { slot: SlotId(0), left, short: false, result: Ok(estimate) });
+        id
+    };
+    let short = shorter(&mut world);
+    world.settle();
+    assert!(world.is_granted(short));
+    world.give_back(short);
+    world.unload(0);
+    world.settle();
+    // What the shorter one took says nothing against the longer one's figure; time does.
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40)]);
+    world.request(0);
+    world.finish_load_taking(0, 130);
+    world.settle();
+    world.pass(Duration::from_mins(10));
+    let later = world.request(0);
+    world.settle();
+    assert!(world.is_granted(later));
+}
+
+#[test]
+fn what_is_not_measured_as_its_own_is_held_and_not_held_against_the_next_load() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 40)]);
+    let first = world.request(0);
+    let shared = Footprint { exact: false, ..measured(60) };
+    world.loading.clear();
+    world.loaded.insert(SlotId(0));
+    world.event(Event::Loaded { slot: SlotId(0), result: Ok(Some(shared)) });
+    assert_eq!(world.scheduler.status(world.now).used, Bytes(60));
+    world.give_back(first);
+    world.unload(0);
+    world.settle();
+    world.request(0);
+    assert_eq!(world.holds(0), 40);
+}
+
+#[test]
+fn a_model_is_not_evicted_while_it_loads_nor_between_its_load_and_its_first_request() {
+    let mut world = three_of(80, 9);
+    used_once(&mut world, 1);
+    let first = world.request(0);
+    let third = world.request(2);
+    assert_eq!((world.phase(0), world.unloading.as_slice()), (Phase::Loading, [SlotId(1)].as_slice()));
+    let fourth = world.request(3);
+    assert_eq!(world.unloading.len(), 1, "what loads is no victim");
+    // Its first request is there when it is ready, also after a tick and a reading.
+    world.finish_load(0);
+    world.pass(Duration::from_secs(1));
+    world.memory(10);
+    assert!(world.is_granted(first) && world.phase(0) == Phase::Ready);
+    world.memory(1000);
+    world.settle();
+    assert!(world.is_granted(third) && !world.is_granted(fourth));
+}
+
+#[test]
+fn a_request_that_comes_between_the_choice_of_a_victim_and_its_end_is_served_as_is_the_other() {
+    let mut world = three_of(40, 9);
+    used_once(&mut world, 0);
+    let other = world.request(1);
+    assert_eq!(world.unloading, [SlotId(0)]);
+    let late = world.request(0);
+    world.settle();
+    assert!(world.is_granted(other) && !world.is_granted(late));
+    world.give_back(other);
+    world.settle();
+    assert!(world.is_granted(late));
+}
+
+#[test]
+fn a_request_that_wants_another_context_waits_no_longer_than_until_others_give_way() {
+    // Both on one file: the second place needs the room that the first one has, under continuous load.
+    let mut world = World::new(limits(60, 9), vec![llm("short", 40), llm("long", 60)]);
+    let mut user = world.request(0);
+    world.settle();
+    let other = world.request(1);
+    let asked = world.now;
+    while !world.is_granted(other) {
+        let next = world.request(0);
+        world.pass(Duration::from_secs(1));
+        world.give_back(user);
+        user = next;
+        world.settle();
+        assert!(world.now.since(asked) < Duration::from_secs(8), "drained after 5 s, and then a request to end");
+    }
+}
+
+#[test]
+fn a_new_budget_keeps_as_much_spare_as_is_its_part() {
+    let limits = Limits { spare: Bytes(1), ..limits(6400, 3) }.with_spare();
+    assert_eq!(limits.spare, Bytes(100));
+    let mut world = World::new(limits, vec![llm("a", 630), llm("b", 631)]);
+    world.budget(640);
+    assert_eq!(world.scheduler.limits().spare, Bytes(10));
+    let fits = world.request(0);
+    world.settle();
+    assert!(world.is_granted(fits));
+    let over = world.request(1);
+    assert!(matches!(world.rejection(over), Some(Error::OverBudget { left: Bytes(630), .. })));
+    let mut none = World::new(super::world::limits(6400, 3), vec![llm("a", 640)]);
+    none.budget(640);
+    assert_eq!(none.scheduler.limits().spare, Bytes::ZERO, "who keeps none keeps none");
+}
+
+#[test]
+fn who_is_chosen_to_give_memory_back_is_told_with_what_decided_it() {
+    let mut world = World::new(limits(100, 3), vec![llm("a", 60), llm("b", 50)]);
+    let id = world.request(0);
+    world.pass(Duration::from_secs(3));
+    world.settle();
+    world.give_back(id);
+    world.pass(Duration::from_secs(6));
+    world.request(1);
+    let chosen = world.chosen.last().unwrap();
+    assert_eq!((chosen.model.as_str(), chosen.cause, chosen.bytes.0), ("a", Cause::Evicted, 60));
+    assert_eq!((chosen.idle.as_secs(), chosen.load.as_secs(), chosen.uses), (6, 3, 1.0));
+    assert_eq!((chosen.score, chosen.used.0, chosen.limit.0), (6.0 * 60.0 / 3.0, 60, 100));
+    world.settle();
+    let causes = |world: &World| world.chosen.iter().map(|chosen| chosen.cause).collect::<Vec<_>>();
+    world.give_back(sarai_core::scheduler::RequestId(2));
+    world.others(60);
+    assert_eq!(causes(&world), [Cause::Evicted, Cause::Others]);
+    world.settle();
+    world.others(0);
+    used_once(&mut world, 0);
+    world.unload(0);
+    world.settle();
+    assert_eq!(world.chosen.len(), 2, "who is asked to unload was not chosen");
+}
+
+#[test]
+fn a_plan_knows_of_failed_loads_of_models_that_stay_and_of_the_time_that_evictions_take() {
+    let mut world = three_of(80, 9);
+    let sizes = |_| Ok(Estimate { weights: Bytes(40), ..Estimate::default() });
+    let plan = |world: &World, slot| world.scheduler.plan(&[SlotId(slot)], &sizes, world.now).remove(0);
+    world.request(0);
+    world.fail_load(0, FailureKind::Engine);
+    assert!(matches!(plan(&world, 0).refuse, Some(Error::LoadBackoff { .. })));
+    used_once(&mut world, 1);
+    used_once(&mut world, 2);
+    assert_eq!(plan(&world, 3).freeing, None, "nobody has been unloaded yet");
+    let third = world.request(3);
+    world.pass(Duration::from_secs(2));
+    world.settle();
+    world.give_back(third);
+    assert_eq!(world.loaded(), [2, 3]);
+    used_once(&mut world, 1);
+    assert_eq!(world.loaded(), [1, 3]);
+    world.pass(Duration::from_secs(1));
+    used_once(&mut world, 3);
+    let plan = plan(&world, 2);
+    assert_eq!((plan.evict.len(), plan.freeing), (1, Some(Duration::from_secs(2))), "{plan:?}");
 }

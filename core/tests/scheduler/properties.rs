@@ -9,6 +9,7 @@ use sarai_core::answer::Priority;
 use sarai_core::config::Class;
 use sarai_core::failure::FailureKind;
 use sarai_core::scheduler::{Event, Eviction, Limits, Phase, RequestId, SlotId};
+use sarai_core::units::Bytes;
 
 use crate::world::{Model, Outcome, World, helper, limits, llm};
 
@@ -19,6 +20,8 @@ enum Step {
     GiveBack(usize),
     Leave(usize),
     FinishLoad(usize),
+    FinishLoadTaking(usize, u64),
+    Grow(usize, u64),
     FailLoad(usize),
     FinishUnload(usize),
     FinishResize(usize),
@@ -27,6 +30,7 @@ enum Step {
     Unload(usize),
     Pin(usize, bool),
     Memory(u64),
+    Budget(u64),
     Others(u64),
     OthersUnseen(u64),
     Pass(u64),
@@ -39,7 +43,9 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0..8usize, priority, 1..200u64).prop_map(|(slot, priority, wait)| Step::Request { slot, priority, wait }),
         6 => any::<usize>().prop_map(Step::GiveBack),
         2 => any::<usize>().prop_map(Step::Leave),
-        6 => any::<usize>().prop_map(Step::FinishLoad),
+        5 => any::<usize>().prop_map(Step::FinishLoad),
+        1 => (any::<usize>(), 0..30u64).prop_map(|(n, more)| Step::FinishLoadTaking(n, more)),
+        1 => (any::<usize>(), 1..20u64).prop_map(|(n, more)| Step::Grow(n, more)),
         1 => any::<usize>().prop_map(Step::FailLoad),
         6 => any::<usize>().prop_map(Step::FinishUnload),
         4 => any::<usize>().prop_map(Step::FinishResize),
@@ -48,6 +54,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..8usize).prop_map(Step::Unload),
         1 => (0..8usize, any::<bool>()).prop_map(|(slot, pinned)| Step::Pin(slot, pinned)),
         1 => (20..250u64).prop_map(Step::Memory),
+        1 => (40..160u64).prop_map(Step::Budget),
         1 => (0..80u64).prop_map(Step::Others),
         1 => (0..80u64).prop_map(Step::OthersUnseen),
         3 => (0..20u64).prop_map(Step::Pass),
@@ -81,9 +88,14 @@ fn model(name: usize) -> impl Strategy<Value = Model> {
 fn world() -> impl Strategy<Value = World> {
     let models = (0..8usize).map(model).collect::<Vec<_>>();
     let eviction = prop_oneof![Just(Eviction::Lru), Just(Eviction::CostAware)];
-    (models, 60..160u64, 1..5usize, eviction).prop_map(|(models, budget, max_concurrent_llms, eviction)| {
-        World::new(Limits { eviction, ..limits(budget, max_concurrent_llms) }, models)
-    })
+    let left_alone = (0..4u64, 0..20u64);
+    (models, 60..160u64, 1..5usize, eviction, left_alone).prop_map(
+        |(models, budget, max_concurrent_llms, eviction, (spare, reserve))| {
+            let limits = limits(budget, max_concurrent_llms);
+            let (spare, reserve) = (Bytes(spare), Bytes(reserve));
+            World::new(Limits { eviction, spare, reserve, ..limits }, models)
+        },
+    )
 }
 
 /// What the outside knew of the pool right before a request.
@@ -108,18 +120,22 @@ fn before(world: &World, slot: usize) -> Before {
             && model.spec.model == spec.model
             && matches!(other.phase, Phase::Loading | Phase::Resizing | Phase::Ready)
     });
+    let (asks, spare) = (world.asks(slot), world.scheduler.limits().spare.0);
+    let (budget, reserve) = (world.limits.budget.0, world.limits.reserve.0);
+    let will_hold = world.held() + asks + spare;
     let free_place = !spec.llm || shares_place || world.llms() < world.limits.max_concurrent_llms;
     Before {
         ready_and_free: world.loaded.contains(&SlotId(slot))
             && !world.lost.contains(&SlotId(slot))
             // One that has a shorter context may get its whole one first.
-            && world.holds(slot) == world.models[slot].size
+            && world.is_whole(slot)
             && !world.resizing.contains(&SlotId(slot))
             && leases < spec.parallel,
-        never_fits: absent && pinned + world.models[slot].size > world.limits.budget.0,
+        never_fits: absent && asks > budget.saturating_sub(pinned + spare),
         fits: absent
-            && world.held() + world.models[slot].size + world.really <= world.limits.budget.0
-            && world.held() + world.models[slot].size <= status.limit.0
+            && will_hold + world.really <= budget
+            && will_hold <= status.limit.0
+            && world.machine_has.is_none_or(|has| world.held() + asks + reserve <= has)
             && free_place,
         backing_off: status.slots[slot].failure.is_some(),
         someone_waits: !world.waiting.is_empty(),
@@ -166,6 +182,18 @@ fn play(world: &mut World, step: Step) {
                 world.finish_load(slot.0);
             }
         }
+        Step::FinishLoadTaking(n, more) => {
+            if let Some(slot) = nth(world.loading.iter(), n) {
+                world.finish_load_taking(slot.0, world.holds(slot.0) + more);
+            }
+        }
+        Step::Grow(n, more) => {
+            let slot = nth(world.loaded.iter(), n);
+            let ready = |slot: &SlotId| !world.resizing.contains(slot) && !world.lost.contains(slot);
+            if let Some(slot) = slot.filter(ready) {
+                world.grow(slot.0, world.holds(slot.0) + more);
+            }
+        }
         Step::FailLoad(n) => {
             if let Some(slot) = nth(world.loading.iter(), n) {
                 let given_up = world.cancelled.contains(&slot);
@@ -196,6 +224,7 @@ fn play(world: &mut World, step: Step) {
         Step::Unload(slot) => world.unload(slot % world.models.len()),
         Step::Pin(slot, pinned) => world.pin(slot % world.models.len(), pinned),
         Step::Memory(attainable) => world.memory(attainable),
+        Step::Budget(budget) => world.budget(budget),
         Step::Others(taken) => world.others(taken),
         Step::OthersUnseen(taken) => world.really = taken,
         Step::Pass(seconds) => world.pass(Duration::from_secs(seconds)),

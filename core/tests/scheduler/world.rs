@@ -8,10 +8,10 @@ use sarai_core::Error;
 use sarai_core::answer::Priority;
 use sarai_core::config::Class;
 use sarai_core::failure::{Failure, FailureKind};
-use sarai_core::memory::Estimate;
+use sarai_core::memory::{Estimate, Footprint};
 use sarai_core::request::{Capabilities, Capability};
 use sarai_core::scheduler::{
-    Ask, Change, Effect, Event, Eviction, Limits, Phase, RequestId, Scheduler, SlotId, SlotSpec,
+    Ask, Change, Chosen, Effect, Event, Eviction, Limits, Phase, RequestId, Scheduler, SlotId, SlotSpec,
 };
 use sarai_core::units::{Bytes, Timestamp};
 
@@ -103,6 +103,8 @@ pub(crate) struct World {
     pub(crate) waiting: BTreeMap<RequestId, SlotId>,
     pub(crate) outcomes: BTreeMap<RequestId, Outcome>,
     pub(crate) changes: Vec<Change>,
+    pub(crate) chosen: Vec<Chosen>,
+    pub(crate) settled: Vec<Change>,
     pub(crate) unload_results: Vec<Result<Bytes, Error>>,
     pub(crate) stopped: bool,
     /// Bytes promised to loads and not yet back from unloads, as this world counts them.
@@ -111,8 +113,19 @@ pub(crate) struct World {
     pub(crate) really: u64,
     /// What the machine really has for this process, which the scheduler may not have heard of yet.
     pub(crate) machine_has: Option<u64>,
-    /// What those whose context changes will hold.
-    becomes: BTreeMap<SlotId, u64>,
+    /// What those whose context changes will hold, and what they will be estimated at.
+    becomes: BTreeMap<SlotId, (u64, u64)>,
+    /// What each that holds anything is estimated at, with the context that it has.
+    shapes: BTreeMap<SlotId, u64>,
+    /// What each took more than it was estimated at, and when.
+    took: BTreeMap<SlotId, (u64, Timestamp)>,
+    /// What each estimate was told that is spoken for.
+    spoken_for: BTreeMap<SlotId, Bytes>,
+    /// What other processes were told that is held here.
+    written: u64,
+    held_before: u64,
+    /// What was held beyond the budget when it became smaller, or when a model was found to hold more.
+    over: u64,
     next: u64,
     events: usize,
     aborting: bool,
@@ -136,6 +149,12 @@ impl World {
             really: 0,
             machine_has: None,
             becomes: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            took: BTreeMap::new(),
+            spoken_for: BTreeMap::new(),
+            written: 0,
+            held_before: 0,
+            over: 0,
             cancelled: BTreeSet::new(),
             loaded: BTreeSet::new(),
             lost: BTreeSet::new(),
@@ -143,6 +162,8 @@ impl World {
             waiting: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             changes: Vec::new(),
+            chosen: Vec::new(),
+            settled: Vec::new(),
             unload_results: Vec::new(),
             stopped: false,
             held: BTreeMap::new(),
@@ -171,6 +192,17 @@ impl World {
         id
     }
 
+    /// The same, whose estimate the test gives itself.
+    pub(crate) fn request_unsized(&mut self, slot: usize) -> RequestId {
+        let id = self.next_id();
+        self.waiting.insert(id, SlotId(slot));
+        let deadline = self.now + Duration::from_secs(1000);
+        let ask = Ask { capability: Capability::Generate, priority: Priority::Normal, deadline, spare: None };
+        self.event(Event::Request { id, slot: SlotId(slot), ask });
+        take(&mut self.estimating, SlotId(slot));
+        id
+    }
+
     pub(crate) fn give_back(&mut self, id: RequestId) {
         self.leases.remove(&id);
         self.waiting.remove(&id);
@@ -189,18 +221,67 @@ impl World {
             let result = Ok(self.models[slot.0].estimate());
             let told = self.offered.iter().rev().find(|(offered, _)| *offered == slot);
             let left = told.map_or(Bytes::ZERO, |(_, left)| *left);
-            let has = self.machine_has.map_or(left, |has| Bytes(has.saturating_sub(self.held())));
+            let spoken_for = self.spoken_for[&slot];
+            let has = self.machine_has.map_or(left, |has| Bytes(has).saturating_sub(spoken_for));
             let (short, left) = (has < left, left.min(has));
             self.event(Event::Estimated { slot, left, short, result });
         }
     }
 
     pub(crate) fn finish_load(&mut self, slot: usize) {
-        let slot = SlotId(slot);
+        self.end_load(SlotId(slot), None);
+    }
+
+    /// A load ends, and turns out to have taken so much.
+    pub(crate) fn finish_load_taking(&mut self, slot: usize, bytes: u64) {
+        self.took.remove(&SlotId(slot));
+        self.found(SlotId(slot), bytes);
+        self.end_load(SlotId(slot), Some(measured(bytes)));
+    }
+
+    fn end_load(&mut self, slot: SlotId, measured: Option<Footprint>) {
         take(&mut self.loading, slot);
         self.cancelled.remove(&slot);
         self.loaded.insert(slot);
-        self.event(Event::Loaded { slot, result: Ok(None) });
+        if measured.is_none() {
+            self.took.remove(&slot);
+        }
+        self.event(Event::Loaded { slot, result: Ok(measured) });
+        self.finish_estimates();
+    }
+
+    /// A ready slot turns out to hold so much by now.
+    pub(crate) fn grow(&mut self, slot: usize, bytes: u64) {
+        self.found(SlotId(slot), bytes);
+        self.event(Event::Measured { slot: SlotId(slot), footprint: measured(bytes) });
+        self.finish_estimates();
+    }
+
+    fn found(&mut self, slot: SlotId, bytes: u64) {
+        let held = self.held.entry(slot).or_default();
+        *held = bytes.max(*held);
+        self.over = self.held();
+        if bytes > self.shapes[&slot] {
+            self.took.insert(slot, (bytes, self.now));
+        }
+    }
+
+    /// What a load of a slot asks for, if it is asked for now.
+    pub(crate) fn asks(&self, slot: usize) -> u64 {
+        let fresh = |(_, at): &&(u64, Timestamp)| self.now.since(*at) < Duration::from_mins(10);
+        let took = self.took.get(&SlotId(slot)).filter(fresh).map_or(0, |(bytes, _)| *bytes);
+        self.models[slot].size.max(took)
+    }
+
+    /// Whether a slot has the context that it was loaded with.
+    pub(crate) fn is_whole(&self, slot: usize) -> bool {
+        self.shapes.get(&SlotId(slot)) == Some(&self.models[slot].size)
+    }
+
+    pub(crate) fn budget(&mut self, budget: u64) {
+        self.limits.budget = Bytes(budget);
+        self.over = self.held();
+        self.event(Event::Budget { budget: Bytes(budget) });
         self.finish_estimates();
     }
 
@@ -209,6 +290,7 @@ impl World {
         take(&mut self.loading, slot);
         self.cancelled.remove(&slot);
         self.held.remove(&slot);
+        self.shapes.remove(&slot);
         self.event(Event::Loaded { slot, result: Err(Failure::new(kind, "scripted")) });
         self.finish_estimates();
     }
@@ -217,6 +299,7 @@ impl World {
         let slot = SlotId(slot);
         take(&mut self.unloading, slot);
         self.held.remove(&slot);
+        self.shapes.remove(&slot);
         self.event(Event::Unloaded { slot });
         self.finish_estimates();
     }
@@ -225,12 +308,13 @@ impl World {
     pub(crate) fn finish_resize(&mut self, slot: usize, fails: bool) {
         let slot = SlotId(slot);
         take(&mut self.resizing, slot);
-        let becomes = self.becomes.remove(&slot).unwrap();
+        let (becomes, shape) = self.becomes.remove(&slot).unwrap();
         let result = if fails {
             self.lost.insert(slot);
             Err(Failure::new(FailureKind::Engine, "scripted"))
         } else {
             self.held.insert(slot, becomes);
+            self.shapes.insert(slot, shape);
             Ok(None)
         };
         self.event(Event::Resized { slot, result });
@@ -291,12 +375,16 @@ impl World {
         self.finish_estimates();
     }
 
-    /// Whether other processes took the room for a load before it began; the scheduler hears of it.
-    fn taken_before(&mut self, slot: SlotId, more: u64) -> bool {
-        let refused = more > 0 && self.held() + more + self.really > self.limits.budget.0;
+    /// Whether other processes leave no room for what is held here now and was not written down yet, for whatever reason; the
+    /// scheduler hears of it.
+    fn taken_before(&mut self, slot: SlotId) -> bool {
+        let (budget, used) = self.scheduler.budget_and_used();
+        let refused = used.0 > self.written && used.0 + self.really > budget.0;
         if refused {
             let taken = Bytes(self.really);
             self.scheduler.handle(Event::Taken { slot, taken }, self.now);
+        } else {
+            self.written = used.0;
         }
         refused
     }
@@ -347,12 +435,17 @@ impl World {
 
     pub(crate) fn event(&mut self, event: Event) {
         self.events += 1;
+        self.held_before = self.written;
         assert!(self.events < 100_000, "the world goes round in circles: {:?}", self.changes.last());
         self.scheduler.handle(event, self.now);
+        let mut effects = 0;
         while let Some(effect) = self.scheduler.poll_effect() {
+            effects += 1;
+            assert!(effects < 10_000, "an event without end: {effect:?}");
             self.carry_out(effect);
             self.check();
         }
+        self.written = self.scheduler.budget_and_used().1.0;
     }
 
     fn next_id(&mut self) -> RequestId {
@@ -362,20 +455,23 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Estimate { slot, left, .. } => {
+            Effect::Estimate { slot, left, taken } => {
                 self.offered.push((slot, left));
+                self.spoken_for.insert(slot, taken);
                 self.estimating.push(slot);
             }
             Effect::StartLoad { slot, estimate } => {
                 assert!(!self.held.contains_key(&slot), "{slot:?} is loaded twice");
-                if self.taken_before(slot, estimate.reserve().0) {
+                if estimate.at_load() > Bytes::ZERO && self.taken_before(slot) {
                     return;
                 }
                 self.held.insert(slot, estimate.reserve().0);
-                let limit = self.scheduler.status(self.now).limit;
+                self.shapes.insert(slot, estimate.total().0);
+                // What this process held before the event is its own, whatever others took meanwhile.
+                let limit = self.scheduler.status(self.now).limit.max(Bytes(self.held_before));
                 let takes_none = estimate.reserve() == Bytes::ZERO;
                 let fits = self.held() <= limit.0 || takes_none;
-                assert!(fits, "{} held of {limit} that the machine has", self.held());
+                assert!(fits, "{} held of {limit} that there are", self.held());
                 self.loading.push(slot);
             }
             Effect::CancelLoad { slot } => {
@@ -386,18 +482,20 @@ impl World {
                 );
                 self.cancelled.insert(slot);
             }
-            Effect::Resize { slot, estimate } => {
+            Effect::Resize { slot, estimate, grows } => {
                 assert!(self.loaded.contains(&slot) && !self.lost.contains(&slot), "{slot:?} is not ready");
                 assert!(!self.leases.values().any(|used| *used == slot), "{slot:?} is in use");
                 assert!(!self.resizing.contains(&slot), "{slot:?} is resized twice");
-                let becomes = estimate.total().0;
-                if self.taken_before(slot, becomes.saturating_sub(self.holds(slot.0))) {
+                let (is, becomes) = (self.shapes[&slot], estimate.total().0);
+                assert_eq!(grows, becomes > is, "{slot:?}");
+                assert!(grows || !self.pinned.contains(&slot), "{slot:?} is pinned");
+                if grows && self.taken_before(slot) {
                     return;
                 }
                 let holds = self.held.entry(slot).or_default();
-                assert!(becomes >= *holds || !self.pinned.contains(&slot), "{slot:?} is pinned");
-                *holds = becomes.max(*holds);
-                self.becomes.insert(slot, becomes);
+                let will_hold = (*holds + becomes).saturating_sub(is);
+                *holds = will_hold.max(*holds);
+                self.becomes.insert(slot, (will_hold, becomes));
                 self.resizing.push(slot);
             }
             Effect::StartUnload { slot } => {
@@ -423,9 +521,11 @@ impl World {
             }
             Effect::UnloadDone { result, .. } => self.unload_results.push(result),
             Effect::Changed(change) => {
-                assert!(change.used <= change.budget || self.limits.budget != change.budget, "{change:?}");
+                assert!(change.used <= change.budget.max(Bytes(self.over)), "{change:?}");
                 self.changes.push(change);
             }
+            Effect::Chosen(chosen) => self.chosen.push(chosen),
+            Effect::Settled(change) => self.settled.push(change),
             Effect::Stopped => self.stopped = true,
         }
     }
@@ -436,8 +536,11 @@ impl World {
     }
 
     /// What holds at every moment, by this world's own account.
-    fn check(&self) {
-        assert!(self.held() <= self.limits.budget.0, "{} of {} held", self.held(), self.limits.budget);
+    fn check(&mut self) {
+        // More than the budget is held only where it became smaller, or a model was found to hold more; then it becomes less.
+        let most = self.limits.budget.0.max(self.over);
+        assert!(self.held() <= most, "{} of {} held", self.held(), self.limits.budget);
+        self.over = self.held();
         assert!(self.llms() <= self.limits.max_concurrent_llms, "{} LLMs", self.llms());
         assert!(self.waiting.len() <= self.limits.max_waiting + 1, "{} wait", self.waiting.len());
         for (slot, model) in self.models.iter().enumerate() {
@@ -445,6 +548,11 @@ impl World {
             assert!(used <= model.spec.parallel, "{used} leases on {slot}");
         }
     }
+}
+
+/// As if all of it were measured.
+pub(crate) fn measured(bytes: u64) -> Footprint {
+    Footprint { file_backed: Bytes::ZERO, anonymous: Some(Bytes(bytes)), exact: true }
 }
 
 fn take(list: &mut Vec<SlotId>, slot: SlotId) {
