@@ -298,12 +298,13 @@ fn size_text(estimate: &Estimate) -> String {
         Some(measured) => format!(", {measured} as measured before ({} estimated)", estimate.total()),
         None => format!(", {} estimated", estimate.total()),
     };
-    bytes + &match estimate.load_time {
-        Some(time) => format!(", loads in {:.1} s", time.as_secs_f64()),
-        // There is nothing to load for a model on a host.
-        None if estimate.reserve() == Bytes::ZERO => String::new(),
-        None => ", load time not known yet".to_owned(),
-    }
+    bytes
+        + &match estimate.load_time {
+            Some(time) => format!(", loads in {:.1} s", time.as_secs_f64()),
+            // There is nothing to load for a model on a host.
+            None if estimate.reserve() == Bytes::ZERO => String::new(),
+            None => ", load time not known yet".to_owned(),
+        }
 }
 
 fn plan_text(plan: &PlannedModel) -> String {

@@ -226,7 +226,10 @@ mod tests {
     #[test]
     fn the_key_names_the_engine_that_is_built_in() {
         let version = runtime::LLAMA_CPP.strip_prefix("llama-cpp-sys-2 ").unwrap();
-        assert!(include_str!("../../Cargo.toml").contains(&format!(r#"llama-cpp-sys-2 = {{ version = "={version}""#)));
+        assert!(
+            include_str!("../../Cargo.toml")
+                .contains(&format!(r#"llama-cpp-sys-2 = {{ version = "={version}""#))
+        );
         let key = key(&GgufSettings::new("m.gguf", sarai_core::request::Capability::Embed));
         assert!(key.contains(runtime::LLAMA_CPP) && key.contains(std::env::consts::ARCH), "{key}");
     }

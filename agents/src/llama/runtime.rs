@@ -20,7 +20,8 @@ pub(super) fn engine() -> &'static str {
     static ENGINE: OnceLock<String> = OnceLock::new();
     ENGINE.get_or_init(|| {
         let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let names = cpus.lines().filter(|line| line.starts_with("model name") || line.starts_with("CPU part"));
+        let names =
+            cpus.lines().filter(|line| line.starts_with("model name") || line.starts_with("CPU part"));
         let name = names.filter_map(|line| line.split_once(':')).map(|(_, name)| name.trim()).next();
         let features = [
             ("avx2", cfg!(target_feature = "avx2")),

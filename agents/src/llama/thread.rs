@@ -108,11 +108,8 @@ impl Holds {
         let all = (u128::from(weights.0) + u128::from(context.0)).max(1);
         let part = u64::try_from(u128::from(gained.0) * u128::from(weights.0) / all).unwrap_or(0);
         let mut own = self.gained.lock().unwrap_or_else(PoisonError::into_inner);
-        own.weights = own.weights.map(|weights| Footprint {
-            anonymous: Some(Bytes(part)),
-            exact: false,
-            ..weights
-        });
+        own.weights =
+            own.weights.map(|weights| Footprint { anonymous: Some(Bytes(part)), exact: false, ..weights });
         own.context = Some(gained.saturating_sub(Bytes(part)));
     }
 }

@@ -42,7 +42,8 @@ impl Took {
         bytes.sort_unstable();
         let middle = Bytes(*bytes.get(bytes.len() / 2)?);
         let age = self.measured.and_then(|measured| now.duration_since(measured).ok());
-        let stands = bytes.len() >= CONFIRMED || middle <= estimate || age.is_some_and(|age| age < UNCONFIRMED);
+        let stands =
+            bytes.len() >= CONFIRMED || middle <= estimate || age.is_some_and(|age| age < UNCONFIRMED);
         stands.then_some(middle)
     }
 

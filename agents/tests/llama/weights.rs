@@ -1,6 +1,5 @@
 //! How weights are held, and adapters on them.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use sarai_agents::llama::GgufSettings;
@@ -98,12 +97,12 @@ async fn held_as_measured(kind: Kind, purpose: Capability) {
     let open = GgufSettings { resident: true, measurements: Some(below), ..settings(&file.path, purpose) };
     load(open.clone()).await.unwrap().unload().await;
     let remembered = std::fs::read_to_string(&record).unwrap();
-    let repacked: BTreeMap<String, bool> = serde_json::from_str(&remembered).unwrap();
-    assert_eq!(repacked.len(), 1);
+    let mut remembered: serde_json::Value = serde_json::from_str(&remembered).unwrap();
+    assert_eq!(remembered["entries"].as_array().unwrap().len(), 1);
     // What is remembered decides: here, the other way round.
     for wanted in [true, false] {
-        let all: BTreeMap<&String, bool> = repacked.keys().map(|key| (key, wanted)).collect();
-        let changed = serde_json::to_string(&all).unwrap();
+        remembered["entries"][0][1] = wanted.into();
+        let changed = remembered.to_string();
         std::fs::write(&record, &changed).unwrap();
         let model = load(open.clone()).await.unwrap();
         let mapped = model.memory().unwrap().file_backed;

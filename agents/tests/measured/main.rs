@@ -204,7 +204,10 @@ async fn of_a_mapped_file_all_of_it_is_remembered() {
     let own = model.memory().unwrap().anonymous.unwrap();
     let freed = model.unload().await.unwrap();
     assert_eq!(freed.shortfall(), None, "{freed:?}");
-    assert_eq!(estimate(&settings).await.measured_before, Some(expected.weights + own));
+    // Its last page is a whole one.
+    let remembered = estimate(&settings).await.measured_before.unwrap();
+    let all = expected.weights + own;
+    assert!(remembered >= all && remembered <= all + Bytes(1 << 16), "{remembered} {all}");
 }
 
 #[tokio::test]

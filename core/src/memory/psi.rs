@@ -84,9 +84,9 @@ mod tests {
         std::fs::create_dir_all(&group).unwrap();
         std::fs::create_dir_all(root.path().join("proc/self")).unwrap();
         let machine = root.path().join("proc/pressure/memory");
-        assert_eq!(files(root.path()), [machine.clone()], "no group is known");
+        assert_eq!(files(root.path()), std::slice::from_ref(&machine), "no group is known");
         std::fs::write(root.path().join("proc/self/cgroup"), "0::/user.slice/app.scope\n").unwrap();
-        assert_eq!(files(root.path()), [machine.clone()], "the kernel has no such file");
+        assert_eq!(files(root.path()), std::slice::from_ref(&machine), "the kernel has no such file");
         std::fs::write(group.join("memory.pressure"), "").unwrap();
         assert_eq!(files(root.path()), [group.join("memory.pressure"), machine]);
     }

@@ -275,7 +275,9 @@ impl ModelPool {
     pub async fn set_budget(&self, budget: impl Into<Budget>) -> Result<(), Error> {
         let budget = match budget.into() {
             budget @ Budget::Of(_) => budget.bytes(None),
-            budget @ Budget::Auto => budget.bytes(self.inner.shared.memory().await.map(|memory| memory.total)),
+            budget @ Budget::Auto => {
+                budget.bytes(self.inner.shared.memory().await.map(|memory| memory.total))
+            }
         };
         if budget == Bytes::ZERO {
             return Err(Error::NoBudget);

@@ -95,13 +95,15 @@ impl Scheduler {
                 Effect::Changed(change)
                     if change.to == Phase::Unloading && change.cause == Cause::Evicted =>
                 {
-                    plan.freeing = plan.freeing.zip(self.slots[change.slot.0].last_unload).map(|(a, b)| a + b);
+                    plan.freeing =
+                        plan.freeing.zip(self.slots[change.slot.0].last_unload).map(|(a, b)| a + b);
                     plan.evict.push(change.model);
                 }
                 Effect::Changed(change)
                     if change.to == Phase::Resizing && change.cause == Cause::Shortened =>
                 {
-                    plan.freeing = plan.freeing.zip(self.slots[change.slot.0].last_resize).map(|(a, b)| a + b);
+                    plan.freeing =
+                        plan.freeing.zip(self.slots[change.slot.0].last_resize).map(|(a, b)| a + b);
                     plan.shorten.push(change.model);
                 }
                 Effect::Grant { id: granted, .. } if granted == id => plan.fits = true,

@@ -37,7 +37,9 @@ async fn an_unload_that_gives_too_little_back_is_said_with_its_numbers_and_count
     for part in ["WARN", "model=short", "held=1.00 GB", "returned=900.0 MB", "missing=100.0 MB"] {
         assert!(warned[0].contains(part), "{part}: {warned:?}");
     }
-    let counted = |name: &str| numbers.counter(&format!("sarai_unload_shortfall_bytes_total {name} gguf_native:{name}"));
+    let counted = |name: &str| {
+        numbers.counter(&format!("sarai_unload_shortfall_bytes_total {name} gguf_native:{name}"))
+    };
     assert_eq!((counted("short"), counted("whole")), (100_000_000, 0));
 }
 
@@ -66,7 +68,10 @@ async fn what_steps_take_after_a_load_reaches_the_ledger_and_the_gauges() {
     drop(lease);
     assert_eq!(pool.memory_usage().await.unwrap().used_bytes, Bytes(240));
     let gauge = |kind: &str| numbers.gauge(&format!("sarai_model_bytes a gguf_native:a {kind}"));
-    assert_eq!((gauge("reserved"), gauge("anonymous"), numbers.gauge("sarai_used_bytes")), (140.0, 140.0, 240.0));
+    assert_eq!(
+        (gauge("reserved"), gauge("anonymous"), numbers.gauge("sarai_used_bytes")),
+        (140.0, 140.0, 240.0)
+    );
     // More than there is: the one that was not used for longer goes.
     a.takes(180);
     answers(&pool, "a").await;
@@ -150,7 +155,10 @@ async fn a_budget_below_what_pinned_models_hold_is_taken_with_a_warning() {
     pool.set_budget(Bytes(60)).await.unwrap();
     assert_eq!(pool.status().await.unwrap().budget, Bytes(60));
     let warned = log.lines("pinned models hold more");
-    assert!(warned.len() == 1 && warned[0].contains(r#"pinned=100 B budget=60 B models=["a"]"#), "{warned:?}");
+    assert!(
+        warned.len() == 1 && warned[0].contains(r#"pinned=100 B budget=60 B models=["a"]"#),
+        "{warned:?}"
+    );
     assert!(matches!(ask(&pool, "b").await.err(), Some(Error::OverBudget { left: Bytes::ZERO, .. })));
     answers(&pool, "a").await;
     assert_eq!(a.loads(), 1, "it stays");
@@ -227,7 +235,16 @@ async fn who_gives_memory_back_is_logged_with_what_that_was_decided_by() {
     answers(&pool, "b").await;
     let said = log.lines("gives memory back");
     assert_eq!(said.len(), 1, "{said:?}");
-    for part in ["INFO", "model=a", r#"cause="evicted""#, "idle=7", "bytes=60 B", "uses=1", "used=60 B", "limit=100 B"] {
+    for part in [
+        "INFO",
+        "model=a",
+        r#"cause="evicted""#,
+        "idle=7",
+        "bytes=60 B",
+        "uses=1",
+        "used=60 B",
+        "limit=100 B",
+    ] {
         assert!(said[0].contains(part), "{part}: {said:?}");
     }
     for part in ["load=", "score="] {

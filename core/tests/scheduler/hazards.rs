@@ -1082,7 +1082,8 @@ fn a_load_that_took_too_much_is_tried_again_after_a_while_and_with_a_shorter_con
     assert!(matches!(world.rejection(soon), Some(Error::OverBudget { asked: Bytes(130), .. })));
     let shorter = |world: &mut World| {
         let id = world.request_unsized(0);
-        let estimate = Estimate { weights: Bytes(20), kv: Bytes(10), n_ctx: Some(4000), ..Estimate::default() };
+        let estimate =
+            Estimate { weights: Bytes(20), kv: Bytes(10), n_ctx: Some(4000), ..Estimate::default() };
         let left = Bytes(100);
         world.event(Event::Estimated { slot: SlotId(0), left, short: false, result: Ok(estimate) });
         id
@@ -1167,7 +1168,10 @@ fn a_request_that_wants_another_context_waits_no_longer_than_until_others_give_w
         world.give_back(user);
         user = next;
         world.settle();
-        assert!(world.now.since(asked) < Duration::from_secs(8), "drained after 5 s, and then a request to end");
+        assert!(
+            world.now.since(asked) < Duration::from_secs(8),
+            "drained after 5 s, and then a request to end"
+        );
     }
 }
 
