@@ -32,8 +32,11 @@ impl Restore {
     pub(crate) fn of(config: &Config, folder: Option<PathBuf>) -> Option<Self> {
         // Whoever has the same models is taken for the same agent.
         let mut hasher = DefaultHasher::new();
-        let files: BTreeMap<_, _> =
-            config.models.iter().map(|(name, model)| (name.as_str(), format!("{:?}", model.places))).collect();
+        let files: BTreeMap<_, _> = config
+            .models
+            .iter()
+            .map(|(name, model)| (name.as_str(), format!("{:?}", model.places)))
+            .collect();
         files.hash(&mut hasher);
         Some(Self { path: folder?.join(format!("loaded-{:016x}.json", hasher.finish())) })
     }

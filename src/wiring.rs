@@ -93,7 +93,8 @@ impl Sarai {
             ..Limits::default()
         }
         .with_spare();
-        let local = Local { sessions: session_store(&config.sessions, cache.as_deref()), cache: cache.clone() };
+        let local =
+            Local { sessions: session_store(&config.sessions, cache.as_deref()), cache: cache.clone() };
         let mut builder = ModelPool::builder(limits)
             .probe(Arc::new(probe))
             .wait_timeout(config.queue.wait_timeout)
@@ -109,11 +110,7 @@ impl Sarai {
                 ttl: model.ttl,
                 on_stream_failure: model.on_stream_failure,
                 hedge_after: model.hedge_after,
-                places: model
-                    .places
-                    .iter()
-                    .filter_map(|place| wire(place, model, &hosts, &local))
-                    .collect(),
+                places: model.places.iter().filter_map(|place| wire(place, model, &hosts, &local)).collect(),
             });
         }
         let pipelines = config
@@ -227,12 +224,7 @@ struct Local {
 }
 
 /// A place with what runs it. The configuration has checked that its host is there.
-fn wire(
-    place: &Place,
-    model: &ModelConfig,
-    hosts: &Hosts,
-    local: &Local,
-) -> Option<PlaceSpec> {
+fn wire(place: &Place, model: &ModelConfig, hosts: &Hosts, local: &Local) -> Option<PlaceSpec> {
     let purpose = model.role.capability();
     let backend: Arc<dyn Backend> = match place {
         Place::Model(other) => return Some(PlaceSpec::Model(other.clone())),

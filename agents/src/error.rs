@@ -218,7 +218,9 @@ pub enum Error {
         get: String,
     },
     /// The host has no room for the model below its limit: all that it holds is in use or kept.
-    #[error("host {host} holds {held} and would hold {more} more, above its max_ram_gb of {limit}, and nothing of it is idle")]
+    #[error(
+        "host {host} holds {held} and would hold {more} more, above its max_ram_gb of {limit}, and nothing of it is idle"
+    )]
     HostFull {
         /// The host.
         host: HostName,

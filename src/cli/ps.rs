@@ -86,7 +86,8 @@ pub(super) async fn unload(common: &Common, args: &UnloadArgs, output: &Output) 
             let failed = |source| Failure::Host { host: name.clone(), source };
             for model in names_on(&session, &args.model, name) {
                 if !client.unload(&model).await.map_err(failed)? {
-                    let message = format!("host {name:?} speaks OpenAI's protocol, which cannot unload a model");
+                    let message =
+                        format!("host {name:?} speaks OpenAI's protocol, which cannot unload a model");
                     return Err(Failure::Usage(message));
                 }
             }
@@ -161,7 +162,10 @@ async fn hosts(sarai: &Sarai) -> BTreeMap<String, HostState> {
                 Some(ollama) => ollama.ps().await.map(|models| (models, Vec::new())),
                 None => client.has().await.map(|has| (Vec::new(), has)),
             };
-            let error = told.as_ref().err().map(|error| sarai::core::failure::Failure::new(error.kind(), error.to_string()).to_string());
+            let error = told
+                .as_ref()
+                .err()
+                .map(|error| sarai::core::failure::Failure::new(error.kind(), error.to_string()).to_string());
             let (models, has) = told.unwrap_or_default();
             let state = HostState {
                 kind: if ollama.is_some() { HostKind::Ollama } else { HostKind::Openai },

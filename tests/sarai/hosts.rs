@@ -33,12 +33,15 @@ struct Three {
 }
 
 async fn three(model: &str, host: &str) -> Three {
-    let hosts = vec![Host::start().await.unwrap(), Host::start().await.unwrap(), Host::start().await.unwrap()];
+    let hosts =
+        vec![Host::start().await.unwrap(), Host::start().await.unwrap(), Host::start().await.unwrap()];
     let folder = tempfile::tempdir().unwrap();
     let entries: String = ["a", "b", "c"]
         .iter()
         .zip(&hosts)
-        .map(|(name, at)| format!("  {name}: {{url: '{}', parallel: {STREAMS}, watch: false, {host}}}\n", at.url()))
+        .map(|(name, at)| {
+            format!("  {name}: {{url: '{}', parallel: {STREAMS}, watch: false, {host}}}\n", at.url())
+        })
         .collect();
     let text = format!(
         "hosts:\n{entries}models:\n  solar: {{backend: ollama_http, host: [a, b, c], {model}}}\nqueue: {{max_waiting: 1000}}\n"
@@ -69,11 +72,15 @@ async fn end(mut stream: AnswerStream) -> (String, Result<Answer, Error>) {
 
 impl Three {
     /// Two hundred answers that have all begun; then the first host dies, the second hangs, and the third goes on.
-    async fn begun_when_one_dies_and_one_hangs(&self, options: CallOptions) -> Vec<(String, Result<Answer, Error>)> {
+    async fn begun_when_one_dies_and_one_hangs(
+        &self,
+        options: CallOptions,
+    ) -> Vec<(String, Result<Answer, Error>)> {
         self.hosts.iter().for_each(|host| host.behave(Behaviour::StallAfter(2)));
         let begun = futures::future::join_all((0..STREAMS).map(|_| ask(&self.sarai, options))).await;
         let begun: Vec<AnswerStream> = begun.into_iter().map(Result::unwrap).collect();
-        let count = |host: &Host| host.requests().iter().filter(|request| request.path == "/api/chat").count();
+        let count =
+            |host: &Host| host.requests().iter().filter(|request| request.path == "/api/chat").count();
         let spread: Vec<usize> = self.hosts.iter().map(count).collect();
         let even = STREAMS / self.hosts.len();
         assert!(spread.iter().all(|n| n.abs_diff(even) * 5 <= even), "within a fifth of even: {spread:?}");
@@ -167,7 +174,10 @@ async fn a_host_of_the_open_protocol_serves_a_model_and_falls_back_as_any_other(
     });
     let (output, site) = asked.await.unwrap();
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&answer["served_by"], &answer["text"]), (&json!("openai_http:gpu"), &json!("hola desde el host ñ😀")));
+    assert_eq!(
+        (&answer["served_by"], &answer["text"]),
+        (&json!("openai_http:gpu"), &json!("hola desde el host ñ😀"))
+    );
     assert_eq!(host.requests()[0].authorization.as_deref(), Some("Bearer sk-1"));
     host.behave(Behaviour::Status(401, "{}".into()));
     let asked = tokio::task::spawn_blocking(move || {
@@ -198,7 +208,10 @@ async fn ps_and_unload_work_with_hosts_alone() {
     });
     let ps = told.await.unwrap();
     assert_eq!(ps["hosts"]["lan"]["models"][0]["name"], "llama3.2:3b");
-    assert_eq!((&ps["hosts"]["lan"]["max_bytes"], &ps["hosts"]["away"]["reachable"]), (&json!(16_000_000_000_u64), &json!(false)));
+    assert_eq!(
+        (&ps["hosts"]["lan"]["max_bytes"], &ps["hosts"]["away"]["reachable"]),
+        (&json!(16_000_000_000_u64), &json!(false))
+    );
     assert!(host.loaded().is_empty());
 }
 
@@ -208,7 +221,10 @@ async fn an_ollama_on_this_machine_counts_into_the_budget() {
     host.has("llama", 4_000_000_000);
     host.use_elsewhere("llama");
     let folder = tempfile::tempdir().unwrap();
-    let text = format!("hosts: {{here: {{url: '{}', watch_interval: 10ms}}}}\nmemory: {{max_ram_gb: 6}}\n", host.url());
+    let text = format!(
+        "hosts: {{here: {{url: '{}', watch_interval: 10ms}}}}\nmemory: {{max_ram_gb: 6}}\n",
+        host.url()
+    );
     let config = read(&folder, &text);
     let sarai = Sarai::start(&config).unwrap();
     sarai.watch_hosts(&config);
@@ -229,7 +245,8 @@ async fn what_was_loaded_at_the_end_is_loaded_again_at_the_next_start_as_far_as_
     let site = Site::new();
     let text = "models:\n  solar: {backend: gguf_native, path: ../models/demo/solar.gguf}\n  lfm2: {backend: gguf_native, class: preferred, path: ../models/demo/lfm2.gguf}\nmemory: {max_ram_gb: 1, restore: true}\nsessions: {max_gb: 0}\n";
     site.write("config/demo.yaml", text);
-    let config = config::load(&site.path("config/demo.yaml"), &Env::default(), &Overrides::default()).unwrap().config;
+    let config =
+        config::load(&site.path("config/demo.yaml"), &Env::default(), &Overrides::default()).unwrap().config;
     let cache = site.path("cache");
     let start = || Sarai::start_in(&config, Some(cache.clone())).unwrap();
     let loaded = async |sarai: &Sarai| {

@@ -129,8 +129,7 @@ mod tests {
         let settings = GgufSettings::new(&path, Capability::Generate);
         let header = Header::read(&path).unwrap();
         let cancel = CancellationToken::new();
-        let request =
-            LoadRequest { cancel: cancel.clone(), ..LoadRequest::new(Estimate::default()) };
+        let request = LoadRequest { cancel: cancel.clone(), ..LoadRequest::new(Estimate::default()) };
         let (loaded, _) = Loaded::load(&settings, false, &request).unwrap();
         let mut context = Context::new(&loaded, &estimate::shape(&header, &settings, 80)).unwrap();
         let asked = AtomicBool::new(false);

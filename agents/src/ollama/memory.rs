@@ -45,7 +45,8 @@ impl Seen {
         let names: BTreeSet<&str> = listed.iter().map(|model| model.name.as_str()).collect();
         self.models.retain(|name, _| names.contains(name.as_str()));
         for HostModel { name, size, expires_at, .. } in listed {
-            let new = || Model { size: Bytes::ZERO, expires_at: expires_at.clone(), first: looks, used: looks };
+            let new =
+                || Model { size: Bytes::ZERO, expires_at: expires_at.clone(), first: looks, used: looks };
             let model = self.models.entry(name.clone()).or_insert_with(new);
             model.size = Bytes(*size);
             if model.expires_at != *expires_at {

@@ -104,9 +104,10 @@ impl Room {
         }
         let size = match state.sizes.get(&name) {
             Some(size) => *size,
-            None => client.size_on_disk(&name).await?.map_or(Bytes::ZERO, |file| {
-                Bytes((file.0 as f64 * BESIDE_THE_FILE) as u64)
-            }),
+            None => client
+                .size_on_disk(&name)
+                .await?
+                .map_or(Bytes::ZERO, |file| Bytes((file.0 as f64 * BESIDE_THE_FILE) as u64)),
         };
         self.make(client, &mut state, limit, size).await?;
         self.coming().insert(name.clone(), size);
@@ -128,16 +129,11 @@ impl Room {
         Ok(state.seen.held())
     }
 
-    async fn make(
-        &self,
-        client: &Client,
-        state: &mut State,
-        limit: Bytes,
-        size: Bytes,
-    ) -> Result<(), Error> {
+    async fn make(&self, client: &Client, state: &mut State, limit: Bytes, size: Bytes) -> Result<(), Error> {
         loop {
             // What has come meanwhile is counted among what is held.
-            let coming = self.coming().iter().filter(|(name, _)| !state.seen.holds(name)).map(|(_, size)| *size).sum();
+            let coming =
+                self.coming().iter().filter(|(name, _)| !state.seen.holds(name)).map(|(_, size)| *size).sum();
             let more = size + coming;
             let kept = {
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();

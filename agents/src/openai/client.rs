@@ -1,5 +1,5 @@
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use sarai_core::backend::ServedBy;
@@ -48,7 +48,10 @@ impl Client {
         let what = request.contradiction().or_else(|| {
             let prefilled = request.prefill.is_some();
             [
-                (!request.logit_bias.is_empty(), "a host's tokens have no numbers here: it takes no logit biases"),
+                (
+                    !request.logit_bias.is_empty(),
+                    "a host's tokens have no numbers here: it takes no logit biases",
+                ),
                 (
                     matches!(request.constraint, Some(Constraint::Grammar(_))),
                     "OpenAI's API knows JSON schemas, and no grammars",

@@ -228,7 +228,8 @@ pub(super) struct ListedModel {
 /// What a body says of an error: a text, or an object with one, by itself or below `error`; FastAPI's servers say `detail`.
 pub(super) fn error_text(body: &[u8]) -> Option<String> {
     let body: Value = serde_json::from_slice(body).ok()?;
-    let error = [&body["error"], &body["detail"], &body["message"]].into_iter().find(|value| !value.is_null())?;
+    let error =
+        [&body["error"], &body["detail"], &body["message"]].into_iter().find(|value| !value.is_null())?;
     Some(said(error))
 }
 

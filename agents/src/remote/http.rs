@@ -146,7 +146,8 @@ impl Http {
         let status = response.status().as_u16();
         let retry_after = retry_after(response.headers());
         // The status is what counts, also where its explanation is late or lost on the way.
-        let soon = Deadlines { total: deadlines.total.min(tokio::time::Instant::now() + EXPLANATION), ..*deadlines };
+        let soon =
+            Deadlines { total: deadlines.total.min(tokio::time::Instant::now() + EXPLANATION), ..*deadlines };
         let body = body::collect(&self.host, response, &soon, LONGEST_ERROR).await.unwrap_or_default();
         let message = (self.error_text)(&body).unwrap_or_else(|| shown(&body));
         Error::Status { host: self.host.clone(), status, message, retry_after }

@@ -21,7 +21,8 @@ struct Three {
 
 /// Three hosts, `a`, `b` and `c`, with so many places each.
 async fn three(parallel: usize) -> Three {
-    let hosts = vec![Host::start().await.unwrap(), Host::start().await.unwrap(), Host::start().await.unwrap()];
+    let hosts =
+        vec![Host::start().await.unwrap(), Host::start().await.unwrap(), Host::start().await.unwrap()];
     let apis = hosts.iter().zip(["a", "b", "c"]).map(|(host, name)| {
         let config = HostConfig { parallel, ..config(&host.url()) };
         (named(name, HostKind::Ollama, &config), "m".to_owned())
@@ -82,8 +83,11 @@ async fn a_conversation_stays_where_it_was_answered() {
     ask_model(&*chosen.model, first.clone()).await.1.unwrap();
     // All hold the model.
     for host in ["a", "c"] {
-        let others: Vec<ServedBy> =
-            ["a", "b", "c"].iter().filter(|h| **h != host).map(|h| ServedBy::OllamaHttp(h.parse().unwrap())).collect();
+        let others: Vec<ServedBy> = ["a", "b", "c"]
+            .iter()
+            .filter(|h| **h != host)
+            .map(|h| ServedBy::OllamaHttp(h.parse().unwrap()))
+            .collect();
         let other = three.next(Asked { failed: &others, ..FRESH }).await;
         ask_model(&*other.model, hello()).await.1.unwrap();
     }
@@ -182,7 +186,8 @@ async fn ten_thousand_requests_that_are_given_up_leave_nothing_behind() {
             let chosen = three.next(FRESH).await;
             let asking = ask_model(&*chosen.model, hello());
             // Before it is sent, on its way, or in the middle of the answer.
-            let _given_up = tokio::time::timeout(SHORT * u32::try_from((round + n) % 3).unwrap() / 50, asking).await;
+            let _given_up =
+                tokio::time::timeout(SHORT * u32::try_from((round + n) % 3).unwrap() / 50, asking).await;
         });
         futures::future::join_all(asks).await;
     }

@@ -50,7 +50,8 @@ async fn the_beginning_is_the_last_message_and_its_tokens_count_for_the_limit() 
         ask_model(&*model, request.with_prefill(said("hola "))).await.1.unwrap();
         let body = host.requests().pop().unwrap().body;
         assert_eq!(body["messages"][1], json!({"role": "assistant", "content": "hola "}));
-        let limit = if of == HostKind::Ollama { &body["options"]["num_predict"] } else { &body["max_tokens"] };
+        let limit =
+            if of == HostKind::Ollama { &body["options"]["num_predict"] } else { &body["max_tokens"] };
         assert_eq!(limit, &json!(7));
     }
 }

@@ -37,7 +37,8 @@ async fn a_connection_is_tried_again_as_often_as_configured_and_no_oftener() {
         assert_eq!(end.unwrap_err().kind, FailureKind::Unreachable);
         let host = Host::start().await.unwrap();
         host.behave(Behaviour::Status(500, "{}".into()));
-        let (_, end) = ask(&*client_with(of, &HostConfig { retries: 3, ..config(&host.url()) }), &hello()).await;
+        let (_, end) =
+            ask(&*client_with(of, &HostConfig { retries: 3, ..config(&host.url()) }), &hello()).await;
         assert_eq!(end.unwrap_err().kind, FailureKind::HostError);
         assert_eq!(host.requests().len(), 1, "an answer is not asked for twice");
     }
@@ -49,8 +50,11 @@ async fn a_black_hole_ends_at_the_deadline_for_the_first_token() {
         let host = Host::start().await.unwrap();
         host.behave(Behaviour::BlackHole);
         let started = Instant::now();
-        let (_, end) =
-            ask(&*client_with(of, &HostConfig { first_token_timeout: SHORT, ..config(&host.url()) }), &hello()).await;
+        let (_, end) = ask(
+            &*client_with(of, &HostConfig { first_token_timeout: SHORT, ..config(&host.url()) }),
+            &hello(),
+        )
+        .await;
         let failure = end.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Timeout);
         assert_eq!(failure.to_string(), "host lan: the first token took longer than 0.1 s");
@@ -112,7 +116,8 @@ async fn a_runner_that_dies_while_it_embeds_is_the_hosts_failure_although_it_say
         ("invalid input type", FailureKind::Refused),
     ] {
         host.behave(Behaviour::Status(400, format!("{{\"error\": \"{message}\"}}")));
-        let failed = client(HostKind::Ollama, &host).embed("e", None, &["text".to_owned()]).await.unwrap_err();
+        let failed =
+            client(HostKind::Ollama, &host).embed("e", None, &["text".to_owned()]).await.unwrap_err();
         assert_eq!(failed.kind(), kind, "{message}");
     }
 }
@@ -123,7 +128,8 @@ async fn a_page_instead_of_an_answer_is_no_answer() {
         let (_, kind, message) = ends(of, Behaviour::Html).await;
         assert_eq!(kind, FailureKind::Protocol);
         assert!(message.contains("does not speak the protocol of its kind: <html>"), "{message}");
-        let (_, kind, message) = ends(of, Behaviour::Status(500, "<html>\n<h1>Bad Gateway</h1>".into())).await;
+        let (_, kind, message) =
+            ends(of, Behaviour::Status(500, "<html>\n<h1>Bad Gateway</h1>".into())).await;
         assert_eq!((kind, message.contains("<html>")), (FailureKind::HostError, true));
     }
 }
@@ -147,7 +153,8 @@ async fn a_cut_answer_is_never_taken_for_a_whole_one() {
             assert_eq!((text.as_str(), kind), (expected.as_str(), FailureKind::CutOff));
             let (text, kind, _) = ends(of, Behaviour::EndWithoutDone(tokens)).await;
             assert_eq!((text.as_str(), kind), (expected.as_str(), FailureKind::CutOff));
-            let (text, kind, message) = ends(of, Behaviour::ErrorLineAfter(tokens, "out of memory".into())).await;
+            let (text, kind, message) =
+                ends(of, Behaviour::ErrorLineAfter(tokens, "out of memory".into())).await;
             assert_eq!((text.as_str(), kind), (expected.as_str(), FailureKind::HostError));
             assert_eq!(message, "host lan: out of memory");
         }
@@ -188,7 +195,8 @@ async fn a_stall_ends_at_its_deadline_with_the_text_so_far() {
         let host = Host::start().await.unwrap();
         host.behave(Behaviour::StallAfter(2));
         let (text, end) =
-            ask(&*client_with(of, &HostConfig { stall_timeout: SHORT, ..config(&host.url()) }), &hello()).await;
+            ask(&*client_with(of, &HostConfig { stall_timeout: SHORT, ..config(&host.url()) }), &hello())
+                .await;
         let failure = end.unwrap_err();
         assert_eq!((text.as_str(), failure.kind), ("hola desde ", FailureKind::Timeout));
         assert!(failure.to_string().contains("a pause between tokens"), "{failure}");
@@ -202,7 +210,8 @@ async fn the_whole_answer_has_a_deadline_too() {
         let host = Host::start().await.unwrap();
         host.behave(Behaviour::StallAfter(1));
         let (_, end) =
-            ask(&*client_with(of, &HostConfig { total_timeout: SHORT, ..config(&host.url()) }), &hello()).await;
+            ask(&*client_with(of, &HostConfig { total_timeout: SHORT, ..config(&host.url()) }), &hello())
+                .await;
         assert!(end.unwrap_err().to_string().contains("the whole answer took longer than 0.1 s"));
     }
 }

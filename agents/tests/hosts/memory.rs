@@ -3,9 +3,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sarai_agents::Error;
 use sarai_agents::ollama::{Client, HostWatch, Watcher};
 use sarai_agents::remote::HostApi;
-use sarai_agents::Error;
 use sarai_core::config::HostConfig;
 use sarai_core::failure::FailureKind;
 use sarai_core::units::Bytes;

@@ -1,8 +1,6 @@
 use sarai_core::config::{HostConfig, HostKind};
 use sarai_core::failure::FailureKind;
-use sarai_core::request::{
-    Constraint, FinishReason, GenerateRequest, Message, Sampling, Tool, ToolCall,
-};
+use sarai_core::request::{Constraint, FinishReason, GenerateRequest, Message, Sampling, Tool, ToolCall};
 use sarai_core::units::ApiKey;
 use sarai_support::host::{Behaviour, Host};
 use serde_json::json;

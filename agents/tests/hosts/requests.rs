@@ -25,7 +25,10 @@ async fn a_chat_is_asked_for_with_every_setting_said_and_none_made_up() {
         ..Sampling::default()
     };
     let messages = vec![Message::system("Be brief."), Message::user("Hi")];
-    ask(&*ollama(&config(&host.url())), &GenerateRequest::chat(messages).with_sampling(sampling)).await.1.unwrap();
+    ask(&*ollama(&config(&host.url())), &GenerateRequest::chat(messages).with_sampling(sampling))
+        .await
+        .1
+        .unwrap();
     let request = host.requests().pop().unwrap();
     assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/api/chat"));
     assert_eq!(
@@ -66,7 +69,10 @@ async fn tools_their_calls_and_a_schema_are_said_as_the_host_expects_them() {
     let schema = json!({"type": "object"});
     let constrained =
         |constraint| GenerateRequest::chat(vec![Message::user("Hi")]).with_constraint(constraint);
-    ask(&*ollama(&config(&host.url())), &constrained(Constraint::JsonSchema(schema.clone()))).await.1.unwrap();
+    ask(&*ollama(&config(&host.url())), &constrained(Constraint::JsonSchema(schema.clone())))
+        .await
+        .1
+        .unwrap();
     assert_eq!(host.requests().pop().unwrap().body["format"], schema);
     let sent = host.requests().len();
     let refused = [
@@ -74,7 +80,10 @@ async fn tools_their_calls_and_a_schema_are_said_as_the_host_expects_them() {
         request.with_constraint(Constraint::JsonSchema(schema)),
     ];
     for request in refused {
-        assert_eq!(ask(&*ollama(&config(&host.url())), &request).await.1.unwrap_err().kind, FailureKind::BadRequest);
+        assert_eq!(
+            ask(&*ollama(&config(&host.url())), &request).await.1.unwrap_err().kind,
+            FailureKind::BadRequest
+        );
     }
     assert_eq!(host.requests().len(), sent);
 }
@@ -156,7 +165,8 @@ async fn a_host_never_gets_more_at_once_than_its_limit() {
     let host = Host::start().await.unwrap();
     let client = ollama(&HostConfig { parallel: 3, ..config(&host.url()) });
     let request = hello();
-    let backend = RemoteBackend::new([(client as Arc<dyn HostApi>, "m".to_owned())], None, Capability::Generate);
+    let backend =
+        RemoteBackend::new([(client as Arc<dyn HostApi>, "m".to_owned())], None, Capability::Generate);
     let model = backend.load(LoadRequest::new(Estimate::default())).await.unwrap();
     let answers =
         futures::future::join_all((0..100).map(|_| super::ask_model(&*model, request.clone()))).await;

@@ -2,9 +2,7 @@
 
 use futures::StreamExt;
 use sarai_core::failure::FailureKind;
-use sarai_core::request::{
-    Constraint, Delta, FinishReason, GenerateRequest, Prefill, Sampling, Truncate,
-};
+use sarai_core::request::{Constraint, Delta, FinishReason, GenerateRequest, Prefill, Sampling, Truncate};
 use sarai_support::gguf::Model;
 use serde_json::{Value, json};
 
@@ -81,8 +79,19 @@ async fn a_schema_and_a_grammar_hold_for_the_whole() {
     });
     for kind in kinds() {
         let (_file, model) = llama(Model::new(kind).endless(true)).await;
-        let sampling = || Sampling { seed: Some(7), max_tokens: Some(200), temperature: Some(1.5), ..Sampling::default() };
-        for said in ["{", "{\"city\"", "{\"city\": \"Le", "{\"city\": \"León\", \"ki", "{\"city\": \"León\", \"kind\": \"ra"] {
+        let sampling = || Sampling {
+            seed: Some(7),
+            max_tokens: Some(200),
+            temperature: Some(1.5),
+            ..Sampling::default()
+        };
+        for said in [
+            "{",
+            "{\"city\"",
+            "{\"city\": \"Le",
+            "{\"city\": \"León\", \"ki",
+            "{\"city\": \"León\", \"kind\": \"ra",
+        ] {
             let request = chat(sampling()).with_constraint(Constraint::JsonSchema(schema.clone()));
             let (rest, _) = say(&model, begun(request, said)).await.unwrap();
             let text = format!("{said}{rest}");
@@ -114,7 +123,8 @@ async fn a_conversation_that_is_too_long_loses_its_oldest_messages_and_not_the_a
             [sarai_core::request::Message::user("the dog"), sarai_core::request::Message::assistant("a cat")]
         });
         let messages = messages.chain([sarai_core::request::Message::user("and now")]).collect();
-        let request = GenerateRequest::chat(messages).with_sampling(greedy(8)).with_truncate(Truncate::Oldest);
+        let request =
+            GenerateRequest::chat(messages).with_sampling(greedy(8)).with_truncate(Truncate::Oldest);
         let (_, completion) = say(&model, begun(request, "the dog is")).await.unwrap();
         assert!(completion.truncated && completion.completion_tokens == Some(8), "{completion:?}");
     }

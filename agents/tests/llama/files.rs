@@ -161,7 +161,10 @@ async fn a_load_is_stopped_at_its_start_and_on_its_way() {
             })
         };
         let estimate = backend.estimate(sarai_core::units::Bytes(1)).await.unwrap();
-        let failure = backend.load(LoadRequest { cancel, progress: stop, ..LoadRequest::new(estimate) }).await.unwrap_err();
+        let failure = backend
+            .load(LoadRequest { cancel, progress: stop, ..LoadRequest::new(estimate) })
+            .await
+            .unwrap_err();
         assert_eq!(failure.kind, FailureKind::Cancelled);
     }
 }

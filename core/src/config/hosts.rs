@@ -101,8 +101,7 @@ fn host(
 
     let here = url.as_deref().is_some_and(is_loopback);
     let watch = check.setting(&at.key("watch"), raw.watch, ollama && (max_ram_gb.is_some() || here));
-    let interval =
-        positive(raw.watch_interval, &at.key("watch_interval"), Span::seconds(30), check);
+    let interval = positive(raw.watch_interval, &at.key("watch_interval"), Span::seconds(30), check);
     check.require(
         &at.key("watch"),
         watch || max_ram_gb.is_none() || !ollama,

@@ -25,8 +25,8 @@ mod values;
 
 pub use domain::{
     Budget, Class, Config, Context, GgufConfig, HostConfig, HostKind, InputKind, KvCacheType, MemoryConfig,
-    MetricsConfig, ModelConfig, ModelRole, OnHost, PipelineConfig, Place, QueueConfig, RouterConfig, RouterKind,
-    SessionsConfig, StepAction, StepConfig, Strategy, Weights,
+    MetricsConfig, ModelConfig, ModelRole, OnHost, PipelineConfig, Place, QueueConfig, RouterConfig,
+    RouterKind, SessionsConfig, StepAction, StepConfig, Strategy, Weights,
 };
 pub use raw::Preset;
 pub use resolved::{Resolved, Setting};

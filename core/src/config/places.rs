@@ -65,8 +65,7 @@ pub(super) fn places(
     note_unused(&raw, (on_host, from_file), at, check);
 
     let context = context(raw.context, &at.key("context"), check);
-    let hosts =
-        on_host.then(|| OnHosts::read(name, raw.host, raw.host_model, &kinds, at, (scope, check)));
+    let hosts = on_host.then(|| OnHosts::read(name, raw.host, raw.host_model, &kinds, at, (scope, check)));
     let at_mmproj = at.key("mmproj");
     let mmproj = check.optional(&at_mmproj, raw.mmproj);
     let is_empty = mmproj.as_deref().is_some_and(|path| path.trim().is_empty());
@@ -86,7 +85,9 @@ pub(super) fn places(
     for choice in &choices {
         match choice {
             Choice::Gguf => places.extend(gguf.clone().map(Place::Gguf)),
-            Choice::Hosts(kind) => places.extend(hosts.iter().filter_map(|hosts| hosts.place(*kind, context))),
+            Choice::Hosts(kind) => {
+                places.extend(hosts.iter().filter_map(|hosts| hosts.place(*kind, context)))
+            }
             Choice::Model(model) => places.push(Place::Model(model.clone())),
         }
     }
@@ -137,7 +138,10 @@ fn choices(
 ) -> Vec<Choice> {
     let at_backend = at.key("backend");
     if raw.backend.is_absent() {
-        check.problem(&at_backend, format!("missing: write `backend: {GGUF}`, `backend: {OLLAMA}` or `backend: {OPENAI}`"));
+        check.problem(
+            &at_backend,
+            format!("missing: write `backend: {GGUF}`, `backend: {OLLAMA}` or `backend: {OPENAI}`"),
+        );
     }
     let mut choices = Vec::new();
     choices.extend(check.optional(&at_backend, raw.backend.clone()).map(|backend| match backend {
@@ -246,7 +250,8 @@ impl OnHosts {
                 Names::Several(_) => at_host.item(index),
                 Names::One(_) => at_host.clone(),
             };
-            let kind = scope.hosts.get(given).copied().or_else(|| (given == IMPLICIT).then(HostKind::default));
+            let kind =
+                scope.hosts.get(given).copied().or_else(|| (given == IMPLICIT).then(HostKind::default));
             match (given.parse(), kind) {
                 (Ok(host), Some(_)) if hosts.iter().any(|(_, on)| on.host == host) => {
                     check.problem(&at, format!("host `{given}` is named twice"));
@@ -255,7 +260,9 @@ impl OnHosts {
                     let (is, needs) = (kind_name(kind), backend_of(kind));
                     check.problem(
                         &at,
-                        format!("host `{given}` is of kind {is}, and neither backend nor fallback is {needs}"),
+                        format!(
+                            "host `{given}` is of kind {is}, and neither backend nor fallback is {needs}"
+                        ),
                     );
                 }
                 (Ok(host), Some(kind)) => {
@@ -282,8 +289,8 @@ impl OnHosts {
     ) -> BTreeMap<String, String> {
         let at_model = at.key("host_model");
         let variable = check.env.get("SOLAR_MODEL_NAME").filter(|_| name.as_str() == SOLAR);
-        let above =
-            variable.map(|(model, variable)| (HostModels::Same(model.to_owned()), Source::Variable(variable)));
+        let above = variable
+            .map(|(model, variable)| (HostModels::Same(model.to_owned()), Source::Variable(variable)));
         let given = check.layered(&at_model, field, above, HostModels::Same(name.to_string()));
         let models: BTreeMap<String, String> = match given {
             HostModels::Same(model) => hosts.iter().map(|host| (host.clone(), model.clone())).collect(),

@@ -121,7 +121,8 @@ impl<'de> Deserialize<'de> for HostModels {
         if let Some(name) = value.as_str() {
             return Ok(Self::Same(name.to_owned()));
         }
-        let wrong = |found: String| D::Error::custom(format!("found {found}, expected a name, or names by host"));
+        let wrong =
+            |found: String| D::Error::custom(format!("found {found}, expected a name, or names by host"));
         let Some(names) = value.as_mapping() else { return Err(wrong(shown(&value))) };
         let entry = |(host, name): (&Value, &Value)| match (host.as_str(), name.as_str()) {
             (Some(host), Some(name)) => Ok((host.to_owned(), name.to_owned())),

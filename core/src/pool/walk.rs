@@ -150,8 +150,7 @@ impl Walk {
                 return Ok(Attempt { model: Arc::clone(lease.model()), lease, provenance });
             };
             let last_resort = self.rest().is_empty();
-            let asked =
-                Asked { conversation: self.conversation, failed: &self.failed_hosts, last_resort };
+            let asked = Asked { conversation: self.conversation, failed: &self.failed_hosts, last_resort };
             match hosts.next(asked).await {
                 Ok(Some(host)) => {
                     provenance.served_by = host.served_by;
@@ -178,7 +177,8 @@ impl Walk {
         answer: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let (_, entry) = self.inner.entry(self.model.as_str()).map_err(gone)?;
-        let (Some(after), Some(next), true) = (entry.hedge_after, self.rest().first().copied(), on_host) else {
+        let (Some(after), Some(next), true) = (entry.hedge_after, self.rest().first().copied(), on_host)
+        else {
             return answer.await;
         };
         tokio::pin!(answer);
@@ -257,9 +257,11 @@ impl Walk {
     fn given_up(&mut self) -> Error {
         let mut failed = std::mem::take(&mut self.failed).into_iter().map(|failed| failed.error);
         match (failed.next(), failed.last()) {
-            (Some(first), Some(last)) => {
-                Error::FallbackFailed { model: self.model.clone(), first: Box::new(first), last: Box::new(last) }
-            }
+            (Some(first), Some(last)) => Error::FallbackFailed {
+                model: self.model.clone(),
+                first: Box::new(first),
+                last: Box::new(last),
+            },
             (Some(only), None) => only,
             // A chain is never empty.
             (None, _) => Error::ShuttingDown,
@@ -273,7 +275,9 @@ impl Walk {
             let separator = if text.is_empty() { "" } else { "; " };
             // Without the model's name: the caller knows which model was asked.
             let _infallible = match error {
-                Error::Request { cause, .. } | Error::Load { cause, .. } => write!(text, "{separator}{by}: {cause}"),
+                Error::Request { cause, .. } | Error::Load { cause, .. } => {
+                    write!(text, "{separator}{by}: {cause}")
+                }
                 other => write!(text, "{separator}{by}: {other}"),
             };
         }
@@ -286,7 +290,12 @@ impl Walk {
         let shared = &self.inner.shared;
         tracing::warn!(model = %self.model, from = %by, %to, reason, "falling back");
         shared.metrics.on_fallback(&self.model, by, to, fallback_reason(error));
-        shared.emit(PoolEvent::Fallback { model: self.model.clone(), from: by.clone(), to: to.clone(), reason });
+        shared.emit(PoolEvent::Fallback {
+            model: self.model.clone(),
+            from: by.clone(),
+            to: to.clone(),
+            reason,
+        });
     }
 
     fn name_of(&self, slot: SlotId) -> ServedBy {

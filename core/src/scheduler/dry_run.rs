@@ -74,7 +74,8 @@ impl Scheduler {
         let Some(capability) = Capability::ALL.into_iter().find(|one| capabilities.has(*one)) else {
             return plan;
         };
-        let ask = Ask { capability, priority: Priority::Interactive, deadline: now + Duration::MAX, spare: None };
+        let ask =
+            Ask { capability, priority: Priority::Interactive, deadline: now + Duration::MAX, spare: None };
         self.handle(Event::Request { id, slot, ask }, now);
         while let Some(effect) = self.poll_effect() {
             match effect {

@@ -47,7 +47,8 @@ impl Queue {
 
     /// What all that wait for a slot spare; none where one of them spares nobody, or nobody waits.
     pub(super) fn spare(&self, slot: SlotId) -> Option<Duration> {
-        let spares = self.waiting.iter().filter(|waiting| waiting.slot == slot).map(|waiting| waiting.ask.spare);
+        let spares =
+            self.waiting.iter().filter(|waiting| waiting.slot == slot).map(|waiting| waiting.ask.spare);
         spares.min().flatten()
     }
 

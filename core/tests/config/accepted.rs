@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use sarai_core::answer::OnStreamFailure;
 use sarai_core::config::{
-    Budget, Class, Context, GgufConfig, HostKind, KvCacheType, ModelRole, OnHost, Place, RouterKind, StepAction, Strategy,
-    Weights,
+    Budget, Class, Context, GgufConfig, HostKind, KvCacheType, ModelRole, OnHost, Place, RouterKind,
+    StepAction, Strategy, Weights,
 };
 use sarai_core::units::Bytes;
 
@@ -165,7 +165,8 @@ memory: {restore: true}
         &env(&[("GPU_KEY", "sk-1234")], &[]),
     );
     let solar = model(&resolved, "solar");
-    let gpu = Place::Hosts { kind: HostKind::Openai, hosts: vec![on("gpu", "upstage/SOLAR-10.7B")], n_ctx: None };
+    let gpu =
+        Place::Hosts { kind: HostKind::Openai, hosts: vec![on("gpu", "upstage/SOLAR-10.7B")], n_ctx: None };
     assert_eq!(solar.places[..2], [gpu, ollama("lan", "solar:10.7b")]);
     assert_eq!(solar.on_stream_failure, OnStreamFailure::Continue);
     assert_eq!(solar.hedge_after, Some(Duration::from_secs(8)));

@@ -85,8 +85,16 @@ fn a_host_that_cannot_work_is_told_with_what_is_wrong_and_what_to_do() {
         ("url: 'http://h'", "backend: openai_http", "needs a host of kind openai"),
         ("url: 'http://h'", "backend: openai_http, host: h", "host `h` is of kind ollama"),
         ("url: 'http://h'", "backend: ollama_http, host: [h, o]", "host `o` is of kind openai"),
-        ("url: 'http://h'", "backend: ollama_http, host: h, host_model: {hh: a}", "none of its hosts, did you mean `h`?"),
-        ("url: 'http://h'", "backend: ollama_http, host: h, host_model: [a]", "expected a name, or names by host"),
+        (
+            "url: 'http://h'",
+            "backend: ollama_http, host: h, host_model: {hh: a}",
+            "none of its hosts, did you mean `h`?",
+        ),
+        (
+            "url: 'http://h'",
+            "backend: ollama_http, host: h, host_model: [a]",
+            "expected a name, or names by host",
+        ),
         ("url: 'http://h'", "backend: ollama_http, host: h, on_stream_failure: retry", "expected"),
     ] {
         let found = hosts(host, model);

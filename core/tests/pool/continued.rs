@@ -37,10 +37,7 @@ async fn the_next_place_goes_on_where_the_host_has_failed_and_the_answer_says_wh
         assert_eq!(handovers(&answer), [(at, "ollama_http:lan".to_owned(), "gguf_native:local".to_owned())]);
         assert_eq!(answer.handovers[0].reason, "scripted cut_off");
         assert_eq!(answer.provenance.served_by.to_string(), "gguf_native:local");
-        assert_eq!(
-            answer.provenance.fallback_reason.as_deref(),
-            Some("ollama_http:lan: scripted cut_off")
-        );
+        assert_eq!(answer.provenance.fallback_reason.as_deref(), Some("ollama_http:lan: scripted cut_off"));
         let prefill = local.asked()[0].prefill.clone().unwrap();
         assert_eq!((prefill.text, prefill.tokens), (ANSWER[..said].concat(), said as u32));
         assert_eq!((phase(&pool, "solar").await.1, remote.streams(), local.streams()), (0, 0, 0));
@@ -93,7 +90,9 @@ async fn an_answer_that_may_call_tools_ends_with_its_error() {
     let tool = Tool { name: "t".into(), description: String::new(), parameters: serde_json::json!({}) };
     let request = GenerateRequest::chat(vec![Message::user("hello")]).with_tools(vec![tool]);
     let stream = pool.handle("solar").unwrap().generate(request, CallOptions::default()).await.unwrap();
-    assert!(matches!(read(stream).await.1, Err(Error::Request { cause, .. }) if cause.kind == FailureKind::CutOff));
+    assert!(
+        matches!(read(stream).await.1, Err(Error::Request { cause, .. }) if cause.kind == FailureKind::CutOff)
+    );
     assert_eq!(local.requests(), 0);
 }
 
@@ -102,7 +101,8 @@ async fn a_request_may_choose_for_itself() {
     let remote = FakeBackend::remote("lan").says(&ANSWER[..1]).fails(FailureKind::CutOff);
     let local = FakeBackend::local("local", 100).says(&ANSWER);
     let pool = pool(limits(1000, 1), [model("solar", &[&remote, &local])]);
-    let options = CallOptions { on_stream_failure: Some(OnStreamFailure::Continue), ..CallOptions::default() };
+    let options =
+        CallOptions { on_stream_failure: Some(OnStreamFailure::Continue), ..CallOptions::default() };
     let request = GenerateRequest::chat(vec![Message::user("hello")]);
     let stream = pool.handle("solar").unwrap().generate(request, options).await.unwrap();
     assert_eq!(read(stream).await.0, ANSWER.concat());

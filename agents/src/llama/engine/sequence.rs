@@ -12,9 +12,9 @@ use super::super::context::SeqId;
 use super::super::load::Loaded;
 use super::super::prompt::{self, Tokens};
 use super::super::sampling::{Chooser, logprobs};
-use crate::text::{Characters, Stops};
 use super::super::tools::Calls;
 use crate::Error;
+use crate::text::{Characters, Stops};
 
 /// A request for text, ready for the engine, and where the text goes. Its reader leaves by dropping the other end.
 #[derive(Debug)]

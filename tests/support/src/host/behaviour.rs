@@ -44,4 +44,3 @@ pub enum Behaviour {
     /// Calls the tool `weather` for Madrid.
     Calls,
 }
-

@@ -85,7 +85,11 @@ async fn serve(stream: TcpStream, state: &State) -> io::Result<()> {
             }
             (
                 "POST",
-                "/api/chat" | "/api/generate" | "/api/embed" | "/v1/chat/completions" | "/v1/completions"
+                "/api/chat"
+                | "/api/generate"
+                | "/api/embed"
+                | "/v1/chat/completions"
+                | "/v1/completions"
                 | "/v1/embeddings",
             ) => {
                 let answer = Answer { stream: &mut stream, state, path: &request.path, body: &body };
@@ -170,4 +174,3 @@ pub(super) async fn send(
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body).await
 }
-

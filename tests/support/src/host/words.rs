@@ -59,7 +59,9 @@ impl<'a> Form<'a> {
                 json!({"model": model, "message": {"role": "assistant", "content": word}, "done": false})
             }
             Self::Generate(model) => json!({"model": model, "response": word, "done": false}),
-            Self::OpenaiChat => json!({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": null}]}),
+            Self::OpenaiChat => {
+                json!({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": null}]})
+            }
             Self::OpenaiText => json!({"choices": [{"index": 0, "text": word, "finish_reason": null}]}),
         })
     }
@@ -109,7 +111,8 @@ impl<'a> Form<'a> {
             }))],
             Self::OpenaiChat | Self::OpenaiText => {
                 let reason = if *behaviour == Behaviour::Calls { "tool_calls" } else { "stop" };
-                let finish = json!({"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": reason}]});
+                let finish =
+                    json!({"choices": [{"index": 0, "delta": {}, "text": "", "finish_reason": reason}]});
                 let usage = json!({"choices": [], "usage": {
                     "prompt_tokens": number(7), "completion_tokens": number(words as u64),
                     "prompt_tokens_details": {"cached_tokens": number(3)}, "something_new": null
@@ -121,8 +124,7 @@ impl<'a> Form<'a> {
 
     /// The last word in the line that ends the answer.
     pub(super) fn last_word(&self, word: &str, end: &str) -> String {
-        let mut end: Value =
-            serde_json::from_str(end.trim_start_matches("data:").trim()).unwrap_or_default();
+        let mut end: Value = serde_json::from_str(end.trim_start_matches("data:").trim()).unwrap_or_default();
         match self {
             Self::Chat(_) => end["message"] = json!({"role": "assistant", "content": word}),
             Self::Generate(_) => end["response"] = json!(word),
