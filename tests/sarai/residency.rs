@@ -14,7 +14,9 @@ use super::{Site, nobody};
 fn config(site: &Site, more: &str, overrides: &Overrides) -> Config {
     let variables = [("OLLAMA_BASE_URL".to_owned(), nobody())];
     let env = Env::new(variables.into(), std::collections::BTreeMap::new());
-    let text = include_str!("../../config/demo.yaml").replace("\nmemory:", &format!("{more}\nmemory:"));
+    // By cost, who leaves depends on how long loads took, which a busy machine decides.
+    let memory = format!("{more}\nmemory:\n  eviction: lru");
+    let text = include_str!("../../config/demo.yaml").replace("\nmemory:", &memory);
     let path = site.path("config/demo.yaml");
     let Resolved { config, .. } = sarai::core::config::parse(&text, Some(&path), &env, overrides).unwrap();
     config
