@@ -29,7 +29,7 @@ const VERSION: u32 = 1;
 
 impl Restore {
     /// `None` without a folder of the user's.
-    pub(crate) fn of(config: &Config, folder: Option<PathBuf>) -> Option<Self> {
+    pub(crate) fn of(config: &Config, folder: Option<&Path>) -> Option<Self> {
         // Whoever has the same models is taken for the same agent.
         let mut hasher = DefaultHasher::new();
         let files: BTreeMap<_, _> = config

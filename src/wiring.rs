@@ -74,7 +74,7 @@ impl Sarai {
     /// # Errors
     /// A host's address cannot be used, the models do not go together, or there is no tokio runtime around.
     pub fn start(config: &Config) -> Result<Self, Error> {
-        Self::start_in(config, cache_folder())
+        Self::start_in(config, cache_folder().as_deref())
     }
 
     /// The same, with this folder in place of the user's cache for what is measured and kept of loads and conversations; `None`
@@ -82,7 +82,7 @@ impl Sarai {
     ///
     /// # Errors
     /// As for [`Sarai::start`].
-    pub fn start_in(config: &Config, cache: Option<PathBuf>) -> Result<Self, Error> {
+    pub fn start_in(config: &Config, cache: Option<&Path>) -> Result<Self, Error> {
         let hosts = Hosts::new(&config.hosts)?;
         let probe = SystemProbe::new();
         let limits = Limits {
@@ -94,7 +94,7 @@ impl Sarai {
         }
         .with_spare();
         let local =
-            Local { sessions: session_store(&config.sessions, cache.as_deref()), cache: cache.clone() };
+            Local { sessions: session_store(&config.sessions, cache), cache: cache.map(Path::to_owned) };
         let mut builder = ModelPool::builder(limits)
             .probe(Arc::new(probe))
             .wait_timeout(config.queue.wait_timeout)
@@ -122,7 +122,7 @@ impl Sarai {
                 Ok((name.clone(), Arc::new(compiled)))
             })
             .collect::<Result<_, Error>>()?;
-        let restore = config.memory.restore.then(|| Restore::of(config, cache.clone())).flatten();
+        let restore = config.memory.restore.then(|| Restore::of(config, cache)).flatten();
         Ok(Self {
             pool: builder.build()?,
             restore: restore.map(Arc::new),

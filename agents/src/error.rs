@@ -204,18 +204,12 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// The host does not have the model.
-    #[error("host {host}: status 404: {message}; {}{get}", has_instead(has.as_deref()))]
+    #[error("host {host}: status 404: {message}")]
     ModelMissing {
         /// The host.
         host: HostName,
-        /// The model.
-        model: String,
-        /// What the host says.
+        /// What the host says, what it has instead where it tells, and what to do about it.
         message: String,
-        /// What it has, where it tells.
-        has: Option<Vec<String>>,
-        /// What to do about it.
-        get: String,
     },
     /// The host has no room for the model below its limit: all that it holds is in use or kept.
     #[error(
@@ -345,19 +339,6 @@ impl Error {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::new(error.kind(), error)
-    }
-}
-
-/// The beginning of a list of what a host has.
-fn has_instead(has: Option<&[String]>) -> String {
-    const SHOWN: usize = 5;
-    match has {
-        None => String::new(),
-        Some([]) => "it has no model; ".to_owned(),
-        Some(has) => {
-            let more = if has.len() > SHOWN { ", ..." } else { "" };
-            format!("it has {}{more}; ", has.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", "))
-        }
     }
 }
 

@@ -248,7 +248,7 @@ async fn what_was_loaded_at_the_end_is_loaded_again_at_the_next_start_as_far_as_
     let config =
         config::load(&site.path("config/demo.yaml"), &Env::default(), &Overrides::default()).unwrap().config;
     let cache = site.path("cache");
-    let start = || Sarai::start_in(&config, Some(cache.clone())).unwrap();
+    let start = || Sarai::start_in(&config, Some(&cache)).unwrap();
     let loaded = async |sarai: &Sarai| {
         let status = sarai.pool().status().await.unwrap();
         let ready = status.slots.into_iter().filter(|slot| slot.reserved.0 > 0);

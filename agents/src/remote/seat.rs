@@ -95,8 +95,8 @@ impl Seat {
         let Error::Status { host, status: 404, message, .. } = error else { return error };
         let has = tokio::time::timeout(EXPLANATION, self.api.has()).await;
         let has = has.ok().and_then(Result::ok);
-        let get = self.api.how_to_get(&self.model);
-        Error::ModelMissing { host, model: self.model.clone(), message, has, get }
+        let (has, get) = (has_instead(has.as_deref()), self.api.how_to_get(&self.model));
+        Error::ModelMissing { host, message: format!("{message}; {has}{get}") }
     }
 
     /// Changes the breaker, and says so where that is a change of its state.
@@ -124,6 +124,19 @@ impl Seat {
 impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Seat").field("api", &self.api).field("model", &self.model).finish_non_exhaustive()
+    }
+}
+
+/// The beginning of a list of what a host has.
+fn has_instead(has: Option<&[String]>) -> String {
+    const SHOWN: usize = 5;
+    match has {
+        None => String::new(),
+        Some([]) => "it has no model; ".to_owned(),
+        Some(has) => {
+            let more = if has.len() > SHOWN { ", ..." } else { "" };
+            format!("it has {}{more}; ", has.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", "))
+        }
     }
 }
 
