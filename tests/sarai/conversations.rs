@@ -9,10 +9,12 @@ use sarai::{Answer, AnswerEvent, CallOptions, GenerateRequest, Message, Sampling
 use super::Site;
 
 fn start(site: &Site) -> Sarai {
-    let text = "models:\n  lfm2: {backend: gguf_native, path: models/demo/lfm2.gguf, context: 1024}\n\
-                sessions: {path: kept}\n";
+    let text = format!(
+        "models:\n  lfm2: {{backend: gguf_native, path: models/demo/lfm2.gguf, context: 1024}}\nsessions: {{path: '{}'}}\n",
+        site.path("kept").display()
+    );
     let path = site.path("sarai.yaml");
-    let resolved = config::parse(text, Some(&path), &Env::default(), &Overrides::default()).unwrap();
+    let resolved = config::parse(&text, Some(&path), &Env::default(), &Overrides::default()).unwrap();
     Sarai::start(&resolved.config).unwrap()
 }
 
