@@ -45,6 +45,7 @@ pub use sarai_core::answer::{
     Answer, AnswerEvent, AnswerStream, CallOptions, Handover, Models, OnStreamFailure, Priority, Provenance,
 };
 pub use sarai_core::config::{Budget, Class, ModelRole, Preset};
+pub use sarai_core::image::Image;
 pub use sarai_core::pipeline::{Input, PipelineEvent, PipelineReport, PipelineStream};
 pub use sarai_core::pool::{
     Lease, MemoryUsage, ModelHandle, ModelMemory, ModelPool, ModelSpec, PlaceSpec, PlannedModel, PoolBuilder,

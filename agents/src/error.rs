@@ -128,6 +128,9 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// The request has images, which models in this process do not see.
+    #[error("models from files do not see images; a host may")]
+    CannotSee,
     /// The request asks for things that do not go together, or has a value that cannot be.
     #[error("{what}")]
     Contradiction {
@@ -300,6 +303,7 @@ impl Error {
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
             Self::BadAdapter { .. } => FailureKind::BadFile,
+            Self::CannotSee => FailureKind::Unsupported,
             Self::EmptyPrompt
             | Self::ChatTemplate { .. }
             | Self::BadSchema { .. }

@@ -8,6 +8,7 @@ pub mod backend;
 pub mod config;
 mod error;
 pub mod failure;
+pub mod image;
 pub mod memory;
 mod nearest;
 pub mod pipeline;

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::image::Image;
 
 /// Something a model can be asked for. A backend states which it has; asking for another is an error before anything
 /// is loaded.
@@ -107,11 +108,14 @@ pub struct Message {
     /// For a tool's result: the tool's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_name: Option<String>,
+    /// What is shown beside it.
+    #[serde(skip)]
+    pub images: Vec<Image>,
 }
 
 impl Message {
     fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), tool_calls: Vec::new(), tool_name: None }
+        Self { role, content: content.into(), tool_calls: Vec::new(), tool_name: None, images: Vec::new() }
     }
 
     /// A message of the user.
@@ -132,6 +136,13 @@ impl Message {
     /// The result of a tool that the model called.
     pub fn tool(name: impl Into<String>, content: impl Into<String>) -> Self {
         Self { tool_name: Some(name.into()), ..Self::new(Role::Tool, content) }
+    }
+
+    /// The same message with images beside it.
+    #[must_use]
+    pub fn with_images(mut self, images: Vec<Image>) -> Self {
+        self.images = images;
+        self
     }
 
     /// The same message with the calls that the model made in it.
@@ -317,6 +328,15 @@ impl GenerateRequest {
     /// A request that continues `text` as it is, with default sampling.
     pub fn raw(text: impl Into<String>) -> Self {
         Self::new(Prompt::Raw(text.into()))
+    }
+
+    /// Whether a model has to see to answer it.
+    #[must_use]
+    pub fn has_images(&self) -> bool {
+        match &self.prompt {
+            Prompt::Chat(messages) => messages.iter().any(|message| !message.images.is_empty()),
+            Prompt::Raw(_) => false,
+        }
     }
 
     /// What in it is no possible value or does not go together, if anything: a backend refuses it rather than leave a part

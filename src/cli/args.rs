@@ -90,6 +90,9 @@ pub(super) struct ChatArgs {
     /// Instructions to the model.
     #[arg(long)]
     pub(super) system: Option<String>,
+    /// An image to see beside PROMPT, for models on hosts that can; may be given several times.
+    #[arg(long, value_name = "FILE", requires = "prompt", conflicts_with = "raw")]
+    pub(super) image: Vec<PathBuf>,
     /// Continue PROMPT as it is, without the model's chat template.
     #[arg(long, requires = "prompt", conflicts_with = "system")]
     pub(super) raw: bool,

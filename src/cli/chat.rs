@@ -1,9 +1,9 @@
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
 use sarai::{
-    Answer, AnswerEvent, AnswerStream, CallOptions, Constraint, GenerateRequest, Message, ModelHandle,
+    Answer, AnswerEvent, AnswerStream, CallOptions, Constraint, GenerateRequest, Image, Message, ModelHandle,
     Priority, Sampling, Truncate,
 };
 use serde::Serialize;
@@ -39,7 +39,8 @@ pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> R
             let request = if args.raw {
                 GenerateRequest::raw(prompt)
             } else {
-                GenerateRequest::chat(system(args).into_iter().chain([Message::user(prompt)]).collect())
+                let question = Message::user(prompt).with_images(images(args)?);
+                GenerateRequest::chat(system(args).into_iter().chain([question]).collect())
             };
             let stream = model.generate(asked(request, args)?, INTERACTIVE).await?;
             let (text, answer) = show(stream, output).await?;
@@ -121,7 +122,11 @@ pub(super) fn summary(answer: &Answer) -> String {
     parts.extend(answer.ttft_ms.map(|ttft| format!("first token {ttft} ms")));
     let reason =
         provenance.fallback_reason.as_ref().map(|reason| format!("\n{dim}fallback: {reason}{dim:#}"));
-    format!("{dim}{}{dim:#}{}", parts.join(", "), reason.unwrap_or_default())
+    let handed_over = answer.handovers.iter().map(|handover| {
+        format!("\n{dim}after {} characters from {} to {}{dim:#}", handover.at, handover.from, handover.to)
+    });
+    let handed_over: String = handed_over.collect();
+    format!("{dim}{}{dim:#}{}{handed_over}", parts.join(", "), reason.unwrap_or_default())
 }
 
 /// The argument, or what stands on stdin for `-`.
@@ -136,6 +141,15 @@ pub(super) async fn or_stdin(argument: &str) -> Result<String, Failure> {
 
 fn unreadable(source: io::Error) -> Failure {
     Failure::Io { what: "cannot read stdin".to_owned(), source }
+}
+
+fn images(args: &ChatArgs) -> Result<Vec<Image>, Failure> {
+    let image = |path: &PathBuf| {
+        let bytes = std::fs::read(path)
+            .map_err(|source| Failure::Io { what: format!("cannot read {}", path.display()), source })?;
+        Image::new(bytes).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+    };
+    args.image.iter().map(image).collect()
 }
 
 fn system(args: &ChatArgs) -> Option<Message> {

@@ -1,5 +1,7 @@
 //! The shapes of Ollama's native API, as far as it is used. Unknown fields are ignored, missing numbers tolerated.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use sarai_core::request::{GenerateRequest, Message, Role, Tool, ToolCall};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +44,9 @@ pub(super) struct WireMessage<'a> {
     tool_calls: Vec<WireCall<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_name: Option<&'a str>,
+    /// In base64.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    images: Vec<String>,
 }
 
 impl<'a> From<&'a Message> for WireMessage<'a> {
@@ -51,6 +56,7 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
             content: &message.content,
             tool_calls: message.tool_calls.iter().map(|call| WireCall { function: call }).collect(),
             tool_name: message.tool_name.as_deref(),
+            images: message.images.iter().map(|image| BASE64.encode(image.bytes())).collect(),
         }
     }
 }
@@ -58,7 +64,7 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
 impl<'a> WireMessage<'a> {
     /// The beginning of an answer, as the last message: the model goes on with it.
     pub(super) fn said(text: &'a str) -> Self {
-        Self { role: Role::Assistant.as_str(), content: text, tool_calls: Vec::new(), tool_name: None }
+        Self { role: Role::Assistant.as_str(), content: text, tool_calls: Vec::new(), tool_name: None, images: Vec::new() }
     }
 }
 

@@ -1,5 +1,8 @@
 //! The shapes of OpenAI's API, as far as it is used. Unknown fields are ignored, missing numbers tolerated.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use sarai_core::image::Image;
 use sarai_core::request::{GenerateRequest, Message, Role, Tool, ToolCall};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -92,11 +95,33 @@ pub(super) fn schema_format(schema: &Value) -> Value {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct WireMessage<'a> {
     role: &'static str,
-    content: &'a str,
+    content: Content<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_call_id: Option<String>,
+}
+
+/// Text alone, or parts.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+enum Content<'a> {
+    Text(&'a str),
+    Parts(Vec<Value>),
+}
+
+impl<'a> From<&'a Message> for Content<'a> {
+    fn from(message: &'a Message) -> Self {
+        if message.images.is_empty() {
+            return Self::Text(&message.content);
+        }
+        let text = json!({"type": "text", "text": message.content});
+        let image = |image: &Image| {
+            let url = format!("data:{};base64,{}", image.media_type(), BASE64.encode(image.bytes()));
+            json!({"type": "image_url", "image_url": {"url": url}})
+        };
+        Self::Parts(std::iter::once(text).chain(message.images.iter().map(image)).collect())
+    }
 }
 
 /// A conversation as the host expects it. The protocol tells calls and their results apart by ids, which ours have not: they
@@ -118,12 +143,12 @@ pub(super) fn messages<'a>(messages: &'a [Message], said: &'a str) -> Vec<WireMe
                 answered += 1;
                 id(answered)
             });
-            WireMessage { role: message.role.as_str(), content: &message.content, tool_calls, tool_call_id }
+            WireMessage { role: message.role.as_str(), content: message.into(), tool_calls, tool_call_id }
         })
         .collect();
     if !said.is_empty() {
         let role = Role::Assistant.as_str();
-        wire.push(WireMessage { role, content: said, tool_calls: Vec::new(), tool_call_id: None });
+        wire.push(WireMessage { role, content: Content::Text(said), tool_calls: Vec::new(), tool_call_id: None });
     }
     wire
 }

@@ -1,5 +1,6 @@
 use sarai_core::config::{HostConfig, HostKind};
 use sarai_core::failure::FailureKind;
+use sarai_core::image::Image;
 use sarai_core::request::{Constraint, FinishReason, GenerateRequest, Message, Sampling, Tool, ToolCall};
 use sarai_core::units::ApiKey;
 use sarai_support::host::{Behaviour, Host};
@@ -60,6 +61,24 @@ async fn tools_are_called_on_hosts_of_both_kinds() {
         if of == HostKind::Openai {
             assert_eq!(body["messages"][1]["tool_calls"][0]["id"], body["messages"][2]["tool_call_id"]);
             assert_eq!(body["messages"][1]["tool_calls"][0]["function"]["arguments"], "{}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn images_are_sent_as_each_protocol_takes_them() {
+    for of in KINDS {
+        let host = Host::start().await.unwrap();
+        let image = Image::new(&b"\xff\xd8\xff\xe0"[..]).unwrap();
+        let message = Message::user("What is this?").with_images(vec![image]);
+        ask(&*client(of, &host), &GenerateRequest::chat(vec![message])).await.1.unwrap();
+        let message = &host.requests()[0].body["messages"][0];
+        match of {
+            HostKind::Ollama => assert_eq!(message["images"], json!(["/9j/4A=="])),
+            HostKind::Openai => {
+                assert_eq!(message["content"][0]["text"], "What is this?");
+                assert_eq!(message["content"][1]["image_url"]["url"], "data:image/jpeg;base64,/9j/4A==");
+            }
         }
     }
 }

@@ -73,6 +73,9 @@ impl Sequence {
         if let Some(what) = request.contradiction() {
             return Err(Error::Contradiction { what });
         }
+        if request.has_images() {
+            return Err(Error::CannotSee);
+        }
         let said = request.prefill.as_ref().map_or("", |prefill| prefill.text.as_str());
         let form = request.constraint.as_ref().map(|constraint| Form::after(constraint, said, loaded));
         let form = form.transpose()?;
