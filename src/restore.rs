@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sarai_core::config::{Class, Config};
@@ -15,6 +16,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug)]
 pub(crate) struct Restore {
     path: PathBuf,
+    /// Whether this pool has begun where the last one ended. One that has not, such as that of a single command, leaves what was
+    /// written as it is.
+    took_over: AtomicBool,
 }
 
 /// What is written. Another version is no error: it is not read.
@@ -38,11 +42,15 @@ impl Restore {
             .map(|(name, model)| (name.as_str(), format!("{:?}", model.places)))
             .collect();
         files.hash(&mut hasher);
-        Some(Self { path: folder?.join(format!("loaded-{:016x}.json", hasher.finish())) })
+        let path = folder?.join(format!("loaded-{:016x}.json", hasher.finish()));
+        Some(Self { path, took_over: AtomicBool::new(false) })
     }
 
     /// Writes down what is loaded, by class, then the most recently used first. Residents are loaded at each start anyway.
     pub(crate) async fn save(&self, pool: &ModelPool) {
+        if !self.took_over.load(Ordering::Relaxed) {
+            return;
+        }
         let Ok(status) = pool.status().await else { return };
         let ready = |phase| matches!(phase, Phase::Ready | Phase::Resizing);
         let mut slots: Vec<_> = status
@@ -61,6 +69,7 @@ impl Restore {
     /// Loads what was written down, one after another, as long as there is room. A model that is not configured any more, and a
     /// file that cannot be read, are passed over with a word in the log.
     pub(crate) async fn load(&self, pool: &ModelPool) {
+        self.took_over.store(true, Ordering::Relaxed);
         let loaded = match read(&self.path) {
             Ok(Some(loaded)) => loaded,
             Ok(None) => return,

@@ -94,7 +94,8 @@ async fn ask(solar: &ModelHandle) -> Result<(f64, f64)> {
 /// The same by a client that does nothing else.
 async fn ask_bare(client: &reqwest::Client, url: &str) -> Result<(f64, f64)> {
     let started = Instant::now();
-    let body = json!({"model": "solar", "messages": [{"role": "user", "content": "hola"}], "stream": true}).to_string();
+    let body = json!({"model": "solar", "messages": [{"role": "user", "content": "hola"}], "stream": true})
+        .to_string();
     let response = client.post(format!("{url}/api/chat")).body(body).send().await?;
     let mut first = None;
     let mut pieces = response.bytes_stream();
@@ -188,7 +189,8 @@ impl BlackHole {
         listen(&listener, 0)?;
         let address = std::net::SocketAddr::try_from(getsockname(&listener)?)?;
         let mut queue = Vec::new();
-        while let Ok(connection) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+        while let Ok(connection) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100))
+        {
             queue.push(connection);
         }
         Ok(Self { url: format!("http://{address}"), _listener: listener, _queue: queue })

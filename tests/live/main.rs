@@ -135,8 +135,7 @@ async fn an_answer_under_a_schema_is_json_of_that_form() {
         "additionalProperties": false
     });
     for host in hosts().await {
-        let request =
-            question("Is water wet?", 64).with_constraint(Constraint::JsonSchema(schema.clone()));
+        let request = question("Is water wet?", 64).with_constraint(Constraint::JsonSchema(schema.clone()));
         let (text, _) = host.ask(request).await.unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert!(["yes", "no"].contains(&value["answer"].as_str().unwrap()));
@@ -160,7 +159,10 @@ async fn a_model_that_is_not_there_is_told_as_such() {
         match model.generate(question("Hi", 1)).await.map(drop) {
             Err(failure) => {
                 eprintln!("{failure}");
-                assert!(matches!(failure.kind, FailureKind::ModelMissing | FailureKind::Refused), "{failure:?}");
+                assert!(
+                    matches!(failure.kind, FailureKind::ModelMissing | FailureKind::Refused),
+                    "{failure:?}"
+                );
             }
             // A server of one model takes any name for it.
             Ok(()) => assert_eq!(host.kind, HostKind::Openai),

@@ -55,6 +55,8 @@ pub(super) fn tokens(loaded: &Loaded, request: &GenerateRequest, n_ctx: u32) -> 
                 let kept = (n_ctx - answer) as usize - first;
                 tokens.drain(first..tokens.len() - kept);
             }
+            // Of what has been said, too, the beginning may have gone.
+            let prefill = prefill.min(tokens.len());
             Tokens { tokens, prefill, instructions: None, truncated }.checked(n_ctx)
         }
         Prompt::Chat(messages) if messages.is_empty() => Err(Error::EmptyPrompt),

@@ -175,7 +175,12 @@ impl Client {
             return Ok((running, None));
         }
         let room = tokio::time::timeout_at(deadlines.until_first(), self.room.before_load(self, model));
-        let coming = room.await.map_err(|_| self.http.late(Stage::Queue, deadlines))??;
+        // That the host is slow with its list says nothing of the model.
+        let slow = |error| match error {
+            Error::Deadline { host, limit, .. } => Error::Deadline { host, stage: Stage::Queue, limit },
+            other => other,
+        };
+        let coming = room.await.map_err(|_| self.http.late(Stage::Queue, deadlines))?.map_err(slow)?;
         Ok((running, coming))
     }
 

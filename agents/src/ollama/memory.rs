@@ -70,6 +70,10 @@ impl Seen {
         if self.held() + more <= limit {
             return Advice::Fits;
         }
+        let held_by_kept = self.models.iter().filter(|(name, _)| kept.contains(*name));
+        if held_by_kept.map(|(_, model)| model.size).sum::<Bytes>() + more > limit {
+            return Advice::Full;
+        }
         let free = || self.models.iter().filter(|(name, _)| !kept.contains(*name));
         let idle = free().filter(|(_, model)| model.used < self.looks);
         let oldest = idle.min_by_key(|(name, model)| (model.used, model.expires_at.clone(), (*name).clone()));
@@ -135,6 +139,15 @@ mod tests {
         seen.look(&listed(&[("a", 5, "10:00"), ("b", 5, "10:00")]));
         seen.look(&listed(&[("a", 5, "10:01"), ("b", 5, "10:00")]));
         assert_eq!(seen.advice(SIX, Bytes::ZERO, &kept(&["b"])), Advice::Full);
+    }
+
+    #[test]
+    fn for_what_can_never_fit_nobody_leaves() {
+        let mut seen = Seen::default();
+        seen.look(&listed(&[("a", 3, "10:00")]));
+        seen.look(&listed(&[("a", 3, "10:00")]));
+        assert_eq!(seen.advice(SIX, Bytes(7_000_000_000), &kept(&[])), Advice::Full);
+        assert_eq!(seen.advice(SIX, Bytes(4_000_000_000), &kept(&["a"])), Advice::Full);
     }
 
     #[test]

@@ -9,9 +9,12 @@ use sarai_core::units::Bytes;
 use super::client::{Client, with_tag};
 use super::memory::{Advice, Seen};
 use crate::Error;
+use crate::error::Stage;
 
 /// How long is waited until a model that was never seen before is looked at again.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
+/// Looks and unloads for one load.
+const MOST_ROUNDS: usize = 32;
 /// Of a model that was never seen in memory, the file's size is known; keys, values and buffers come on top.
 const BESIDE_THE_FILE: f64 = 1.15;
 
@@ -21,7 +24,7 @@ pub(super) struct Room {
     limit: Option<Bytes>,
     /// Held by whoever makes room, so that two loads do not take the same.
     state: tokio::sync::Mutex<State>,
-    coming: Arc<Mutex<BTreeMap<String, Bytes>>>,
+    coming: ComingModels,
     /// Names as the host lists them: these are never unloaded.
     kept: Mutex<BTreeSet<String>>,
     /// Requests of this process that run, by the name that they asked for.
@@ -35,16 +38,25 @@ struct State {
     sizes: BTreeMap<String, Bytes>,
 }
 
-/// What a host was asked to load and does not list yet. Taken back when the request has its answer, or is given up.
+/// Models that a host was asked to load and does not list yet: what each will take, and how many requests wait for it.
+type ComingModels = Arc<Mutex<BTreeMap<String, (Bytes, usize)>>>;
+
+/// A request's part in that. Taken back when it has its answer, or is given up.
 #[derive(Debug)]
 pub(super) struct Coming {
     name: String,
-    coming: Arc<Mutex<BTreeMap<String, Bytes>>>,
+    coming: ComingModels,
 }
 
 impl Drop for Coming {
     fn drop(&mut self) {
-        self.coming.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, requests)) = coming.get_mut(&self.name) {
+            *requests -= 1;
+            if *requests == 0 {
+                coming.remove(&self.name);
+            }
+        }
     }
 }
 
@@ -99,8 +111,12 @@ impl Room {
         let (Some(limit), name) = (self.limit, with_tag(model)) else { return Ok(None) };
         let mut state = self.state.lock().await;
         state.look(client).await?;
-        if state.seen.holds(&name) || self.coming().contains_key(&name) {
+        if state.seen.holds(&name) {
             return Ok(None);
+        }
+        if let Some((_, requests)) = self.coming().get_mut(&name) {
+            *requests += 1;
+            return Ok(Some(Coming { name, coming: Arc::clone(&self.coming) }));
         }
         let size = match state.sizes.get(&name) {
             Some(size) => *size,
@@ -110,11 +126,11 @@ impl Room {
                 .map_or(Bytes::ZERO, |file| Bytes((file.0 as f64 * BESIDE_THE_FILE) as u64)),
         };
         self.make(client, &mut state, limit, size).await?;
-        self.coming().insert(name.clone(), size);
+        self.coming().insert(name.clone(), (size, 1));
         Ok(Some(Coming { name, coming: Arc::clone(&self.coming) }))
     }
 
-    fn coming(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
+    fn coming(&self) -> MutexGuard<'_, BTreeMap<String, (Bytes, usize)>> {
         // Nothing panics while it is held.
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,15 +146,21 @@ impl Room {
     }
 
     async fn make(&self, client: &Client, state: &mut State, limit: Bytes, size: Bytes) -> Result<(), Error> {
-        loop {
+        // Models whose unload did not come about: the next one is tried.
+        let mut stuck = BTreeSet::new();
+        for _ in 0..MOST_ROUNDS {
             // What has come meanwhile is counted among what is held.
-            let coming =
-                self.coming().iter().filter(|(name, _)| !state.seen.holds(name)).map(|(_, size)| *size).sum();
+            let coming = self
+                .coming()
+                .iter()
+                .filter(|(name, _)| !state.seen.holds(name))
+                .map(|(_, (size, _))| *size)
+                .sum();
             let more = size + coming;
             let kept = {
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.extend(running.keys().cloned());
+                kept.extend(running.keys().chain(&stuck).cloned());
                 kept
             };
             match state.seen.advice(limit, more, &kept) {
@@ -146,17 +168,25 @@ impl Room {
                 Advice::Unload(model) => {
                     let held = state.seen.held();
                     tracing::info!(host = %client.host(), model, %held, %more, %limit, "the host unloads a model");
-                    client.unload(&model).await?;
+                    match client.unload(&model).await {
+                        Err(Error::Deadline { stage: Stage::Unload, .. }) => {
+                            stuck.insert(model);
+                        }
+                        unloaded => unloaded?,
+                    }
                 }
                 Advice::LookAgain => tokio::time::sleep(SECOND_LOOK).await,
-                Advice::Full => {
-                    let (host, held) = (client.host().clone(), state.seen.held());
-                    return Err(Error::HostFull { host, held, more, limit });
-                }
+                Advice::Full => return Err(full(client, state, more, limit)),
             }
             state.look(client).await?;
         }
+        // Somebody loads faster than this unloads.
+        Err(full(client, state, size, limit))
     }
+}
+
+fn full(client: &Client, state: &State, more: Bytes, limit: Bytes) -> Error {
+    Error::HostFull { host: client.host().clone(), held: state.seen.held(), more, limit }
 }
 
 impl State {

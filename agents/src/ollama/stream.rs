@@ -5,7 +5,7 @@ use sarai_core::request::{Completion, Delta, FinishReason, ToolCall};
 
 use super::wire::Line;
 use crate::Error;
-use crate::remote::{Deltas, Lines, shown};
+use crate::remote::{Deltas, Lines, cut, shown};
 
 /// A response's lines as an answer's deltas. `done: true` alone is its end.
 pub(super) fn tokens(lines: Lines) -> Deltas {
@@ -54,7 +54,7 @@ impl Answer {
             return Err(self.unexpected(shown(line)));
         };
         if let Some(message) = line.error.take() {
-            return Err(Error::HostReported { host: self.lines.host().clone(), message });
+            return Err(Error::HostReported { host: self.lines.host().clone(), message: cut(&message) });
         }
         if matches!(line.done_reason.as_deref(), Some("load" | "unload")) {
             return Err(self.unexpected("a load instead of an answer".to_owned()));

@@ -37,19 +37,24 @@ impl HostWatch {
                 ticks.tick().await;
                 client.keep(watcher.keeps().await);
                 let tidied = client.tidy().await;
-                watcher.holds(held(&client, &tidied, &mut said)).await;
+                if let Some(held) = held(&client, &tidied, &mut said) {
+                    watcher.holds(held).await;
+                }
             }
         });
         Self { task }
     }
 }
 
-/// What a host holds after it was looked at. What is wrong is said once, until it is right again.
-fn held(client: &Client, tidied: &Result<Bytes, Error>, said: &mut bool) -> Bytes {
+/// What a host holds after it was looked at; `None` where that is as before, for all that is known. What is wrong is said once,
+/// until it is right again.
+fn held(client: &Client, tidied: &Result<Bytes, Error>, said: &mut bool) -> Option<Bytes> {
     let (held, wrong) = match tidied {
-        Ok(held) => (*held, None),
-        Err(error @ Error::HostFull { held, .. }) => (*held, Some(error)),
-        Err(error) => (Bytes::ZERO, Some(error)),
+        Ok(held) => (Some(*held), None),
+        Err(error @ Error::HostFull { held, .. }) => (Some(*held), Some(error)),
+        // Nobody is there.
+        Err(error @ Error::Connect { .. }) => (Some(Bytes::ZERO), Some(error)),
+        Err(error) => (None, Some(error)),
     };
     let before = std::mem::replace(said, wrong.is_some());
     if let Some(error) = wrong.filter(|_| !before) {

@@ -64,7 +64,13 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
 impl<'a> WireMessage<'a> {
     /// The beginning of an answer, as the last message: the model goes on with it.
     pub(super) fn said(text: &'a str) -> Self {
-        Self { role: Role::Assistant.as_str(), content: text, tool_calls: Vec::new(), tool_name: None, images: Vec::new() }
+        Self {
+            role: Role::Assistant.as_str(),
+            content: text,
+            tool_calls: Vec::new(),
+            tool_name: None,
+            images: Vec::new(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use sarai_core::request::{Completion, Delta, FinishReason};
 
 use super::wire::{Chunk, Usage, said, tool_call};
 use crate::Error;
-use crate::remote::{Deltas, Lines, shown};
+use crate::remote::{Deltas, Lines, cut, shown};
 
 /// A response's events (server-sent, one JSON object in each `data:` line) as an answer's deltas. A finish reason is an answer's
 /// end; the counts of tokens and `[DONE]` may follow.
@@ -60,7 +60,10 @@ impl Answer {
                     None => Err(self.unexpected("[DONE] before a finish reason".to_owned())),
                 };
             }
-            let text = self.text(data)?;
+            let text = match (self.text(data), self.finish) {
+                (Err(_), Some(finish)) => return self.end(finish),
+                (text, _) => text?,
+            };
             if !text.is_empty() {
                 let now = Instant::now();
                 self.first.get_or_insert(now);
@@ -76,7 +79,7 @@ impl Answer {
             return Err(self.unexpected(shown(data)));
         };
         if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
-            return Err(Error::HostReported { host: self.lines.host().clone(), message: said(&error) });
+            return Err(Error::HostReported { host: self.lines.host().clone(), message: cut(&said(&error)) });
         }
         self.usage = chunk.usage.or_else(|| self.usage.take());
         // One answer was asked for.

@@ -7,7 +7,7 @@ use sarai_core::request::{GenerateRequest, Message, Role, Tool, ToolCall};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::remote::count;
+use crate::remote::{count, or_default};
 
 /// `/v1/chat/completions` or `/v1/completions`. Only what is set is sent: some hosts refuse what they do not know.
 #[derive(Clone, Debug, Serialize)]
@@ -148,7 +148,12 @@ pub(super) fn messages<'a>(messages: &'a [Message], said: &'a str) -> Vec<WireMe
         .collect();
     if !said.is_empty() {
         let role = Role::Assistant.as_str();
-        wire.push(WireMessage { role, content: Content::Text(said), tool_calls: Vec::new(), tool_call_id: None });
+        wire.push(WireMessage {
+            role,
+            content: Content::Text(said),
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        });
     }
     wire
 }
@@ -178,7 +183,7 @@ pub(super) struct EmbedRequest<'a> {
 #[derive(Debug, Deserialize)]
 pub(super) struct Chunk {
     pub(super) error: Option<Value>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) choices: Vec<Choice>,
     pub(super) usage: Option<Usage>,
 }
@@ -194,16 +199,16 @@ pub(super) struct Choice {
 #[derive(Debug, Deserialize)]
 pub(super) struct ChunkDelta {
     pub(super) content: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) tool_calls: Vec<CallPart>,
 }
 
 /// A part of a call: the name comes first, the arguments in pieces.
 #[derive(Debug, Deserialize)]
 pub(super) struct CallPart {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) index: usize,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(super) function: FunctionPart,
 }
 

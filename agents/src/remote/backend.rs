@@ -141,17 +141,21 @@ impl Hosts for RemoteBackend {
         if left.is_empty() {
             return Ok(None);
         }
-        let now = Instant::now();
-        let admits = |seat: &&Arc<Seat>| !matches!(seat.admission(now), Admission::Not(_));
-        let mut candidates: Vec<&Arc<Seat>> = left.iter().copied().filter(admits).collect();
-        if candidates.is_empty() {
-            if !asked.last_resort {
+        let known = asked.conversation.and_then(|conversation| self.place.known(conversation));
+        let (seat, permit) = loop {
+            let now = Instant::now();
+            let admits = |seat: &&Arc<Seat>| !matches!(seat.admission(now), Admission::Not(_));
+            let admitted: Vec<&Arc<Seat>> = left.iter().copied().filter(admits).collect();
+            if admitted.is_empty() && !asked.last_resort {
                 return Err(left[0].left_alone(now));
             }
-            candidates = left;
-        }
-        let known = asked.conversation.and_then(|conversation| self.place.known(conversation));
-        let (seat, permit) = choose(candidates, known.as_ref()).await?;
+            let forced = admitted.is_empty();
+            let chosen = choose(if forced { left.clone() } else { admitted }, known.as_ref()).await?;
+            // It may have failed others while this one waited.
+            if forced || !matches!(chosen.0.admission(Instant::now()), Admission::Not(_)) {
+                break chosen;
+            }
+        };
         let model = HostModel { place: Arc::clone(&self.place), seat, _permit: permit };
         Ok(Some(Host { served_by: model.seat.served_by(), model: Arc::new(model) }))
     }

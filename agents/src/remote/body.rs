@@ -41,7 +41,8 @@ impl Pieces {
             (Stage::FirstToken, limits.0, first)
         };
         let piece = tokio::time::timeout_at(until.min(total), self.bytes.next()).await.map_err(|_| {
-            let (stage, limit) = if total <= until { (Stage::Total, limits.1) } else { (stage, limit) };
+            let is_total = self.begun && total <= until;
+            let (stage, limit) = if is_total { (Stage::Total, limits.1) } else { (stage, limit) };
             Error::Deadline { host: self.host.clone(), stage, limit }
         })?;
         self.begun = true;

@@ -16,8 +16,9 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(2);
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     state: State,
-    /// Failures since the last success.
+    /// Failures since the last whole answer, and the time of the last.
     failures: u32,
+    failed_at: Option<Instant>,
     /// Times that it opened since the last success.
     opened: u32,
     /// The last failure since the last success.
@@ -69,16 +70,26 @@ impl Breaker {
         probes
     }
 
+    /// The host has begun to answer: it is asked again, but one that then fails is soon left alone again. Returns whether that
+    /// changed the state.
+    pub(super) fn answers(&mut self) -> bool {
+        let changed = self.state != State::Closed;
+        self.state = State::Closed;
+        self.failures = self.failures.min(FAILURES - 1);
+        changed
+    }
+
     /// The host has answered. Returns whether that changed the state.
     pub(super) fn succeeded(&mut self) -> bool {
         let changed = self.state != State::Closed;
-        *self = Self::default();
+        *self = Self { busy_until: self.busy_until, ..Self::default() };
         changed
     }
 
     /// The host has failed. Returns whether that changed the state.
     pub(super) fn failed(&mut self, cause: Failure, now: Instant) -> bool {
         self.failures = self.failures.saturating_add(1);
+        self.failed_at = Some(now);
         self.cause = Some(cause);
         let opens = match self.state {
             State::Closed => self.failures >= FAILURES,
@@ -113,9 +124,9 @@ impl Breaker {
         probe
     }
 
-    /// Whether it has failed since it last answered.
-    pub(super) fn is_suspect(&self) -> bool {
-        self.failures > 0
+    /// Whether it has failed a moment ago.
+    pub(super) fn is_suspect(&self, now: Instant) -> bool {
+        self.failed_at.is_some_and(|at| now < at + FIRST_PAUSE)
     }
 
     pub(super) fn cause(&self) -> Option<&Failure> {
@@ -154,6 +165,28 @@ mod tests {
         assert_eq!(breaker.admission(later), Admission::Not(None), "one at a time");
         assert!(breaker.succeeded());
         assert!(breaker.admission(later) == Admission::Free && breaker.cause().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_begins_to_answer_and_always_fails_then_is_left_alone_too() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        for _ in 0..FAILURES {
+            assert_eq!(breaker.admission(now), Admission::Free);
+            breaker.answers();
+            failed(&mut breaker, 1, now);
+        }
+        assert_ne!(breaker.admission(now), Admission::Free);
+        let later = now + FIRST_PAUSE;
+        breaker.begin(later);
+        assert!(breaker.answers(), "it is asked again");
+        assert!(failed(&mut breaker, 1, later), "and left alone at its next failure");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_forgotten_as_a_reason_to_ask_others_first() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        failed(&mut breaker, 1, now);
+        assert!(breaker.is_suspect(now) && !breaker.is_suspect(now + FIRST_PAUSE));
     }
 
     #[tokio::test(start_paused = true)]
@@ -200,6 +233,9 @@ mod tests {
         assert_eq!(breaker.admission(now), Admission::Not(Some(now + Duration::from_secs(7))));
         assert_eq!(breaker.state(), backend::Breaker::Closed);
         assert_eq!(breaker.admission(now + Duration::from_secs(7)), Admission::Free);
+        breaker.busy(Some(Duration::from_secs(7)), now);
+        breaker.succeeded();
+        assert_ne!(breaker.admission(now), Admission::Free, "an answer of before takes nothing back");
         breaker.busy(None, now);
         assert_eq!(breaker.admission(now), Admission::Free);
     }

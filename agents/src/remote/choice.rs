@@ -6,6 +6,7 @@ use futures::future::select_all;
 use sarai_core::backend::ServedBy;
 use sarai_core::failure::{Failure, FailureKind};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::seat::Seat;
 
@@ -36,5 +37,5 @@ pub(super) async fn choose(
 fn order(seat: &Seat, known: Option<&ServedBy>) -> (bool, bool, bool, bool, usize) {
     let has_conversation = known.is_some_and(|known| *known == seat.served_by());
     let resident = seat.api.resident(&seat.model) == Some(true);
-    (seat.is_full(), seat.is_suspect(), !has_conversation, !resident, seat.in_flight())
+    (seat.is_full(), seat.is_suspect(Instant::now()), !has_conversation, !resident, seat.in_flight())
 }

@@ -66,7 +66,7 @@ impl Model for HostModel {
         let mut verdict = self.seat.begin();
         match self.seat.api.embed(&self.seat.model, self.place.n_ctx, &texts).await {
             Ok(embeddings) => {
-                verdict.answers();
+                verdict.succeeded();
                 Ok(embeddings)
             }
             Err(error) => {
@@ -110,7 +110,10 @@ impl HostAnswer {
                 }
                 None => return Err(cut_off()),
             };
-            self.verdict.answers();
+            match &delta {
+                Delta::Text(_) => self.verdict.answers(),
+                Delta::Done(_) => self.verdict.succeeded(),
+            }
             if let Some(conversation) = self.conversation.take() {
                 self.place.remember(conversation, self.seat.served_by());
             }

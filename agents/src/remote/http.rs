@@ -149,7 +149,7 @@ impl Http {
         let soon =
             Deadlines { total: deadlines.total.min(tokio::time::Instant::now() + EXPLANATION), ..*deadlines };
         let body = body::collect(&self.host, response, &soon, LONGEST_ERROR).await.unwrap_or_default();
-        let message = (self.error_text)(&body).unwrap_or_else(|| shown(&body));
+        let message = (self.error_text)(&body).map_or_else(|| shown(&body), |text| cut(&text));
         Error::Status { host: self.host.clone(), status, message, retry_after }
     }
 }
@@ -183,5 +183,10 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 /// The first line of what came, for an error.
 pub(crate) fn shown(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect()
+    cut(text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or(""))
+}
+
+/// A host's own words, for an error: not more than a person reads.
+pub(crate) fn cut(text: &str) -> String {
+    text.chars().take(300).collect()
 }

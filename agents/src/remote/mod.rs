@@ -17,5 +17,5 @@ pub use backend::RemoteBackend;
 
 pub(crate) use body::Lines;
 pub(crate) use deadlines::Deadlines;
-pub(crate) use http::{Http, shown};
-pub(crate) use numbers::{count, size};
+pub(crate) use http::{Http, cut, shown};
+pub(crate) use numbers::{count, or_default, size};

@@ -49,8 +49,8 @@ impl Seat {
         self.breaker().admission(now)
     }
 
-    pub(super) fn is_suspect(&self) -> bool {
-        self.breaker().is_suspect()
+    pub(super) fn is_suspect(&self, now: Instant) -> bool {
+        self.breaker().is_suspect(now)
     }
 
     /// Why it is left alone; the host's own word where there is one.
@@ -86,8 +86,12 @@ impl Seat {
 
     /// A request is about to ask; what it finds out is told to what this returns.
     pub(super) fn begin(self: &Arc<Self>) -> Verdict {
-        self.change(|breaker, now| breaker.begin(now));
-        Verdict { seat: Arc::clone(self), told: false }
+        let mut probes = false;
+        self.change(|breaker, now| {
+            probes = breaker.begin(now);
+            probes
+        });
+        Verdict { seat: Arc::clone(self), probes, told: false }
     }
 
     /// The same error with what the host has instead, where it does not have the model.
@@ -144,15 +148,23 @@ fn has_instead(has: Option<&[String]>) -> String {
 #[derive(Debug)]
 pub(super) struct Verdict {
     seat: Arc<Seat>,
+    /// Whether it is to find out if the host answers again.
+    probes: bool,
     told: bool,
 }
 
 impl Verdict {
-    /// The host answers.
+    /// The host begins to answer.
     pub(super) fn answers(&mut self) {
         if !std::mem::replace(&mut self.told, true) {
-            self.seat.change(|breaker, _| breaker.succeeded());
+            self.seat.change(|breaker, _| breaker.answers());
         }
+    }
+
+    /// The host has answered.
+    pub(super) fn succeeded(&mut self) {
+        self.told = true;
+        self.seat.change(|breaker, _| breaker.succeeded());
     }
 
     /// The request failed, before or after the host had begun to answer.
@@ -164,7 +176,7 @@ impl Verdict {
             }
             Meaning::Busy(pause) => self.seat.change(|breaker, now| breaker.busy(pause, now)),
             // It lives, whatever it thinks of the request.
-            Meaning::Lives => self.answers(),
+            Meaning::Lives => self.succeeded(),
             Meaning::Nothing => return,
         }
         self.told = true;
@@ -173,7 +185,7 @@ impl Verdict {
 
 impl Drop for Verdict {
     fn drop(&mut self) {
-        if !self.told {
+        if self.probes && !self.told {
             self.seat.change(Breaker::abandoned);
         }
     }

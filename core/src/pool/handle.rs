@@ -79,7 +79,7 @@ impl ModelHandle {
         texts: Vec<String>,
         options: CallOptions,
     ) -> Result<(Embeddings, Provenance), Error> {
-        let embed = |Attempt { model, lease, provenance }| {
+        let embed = |Attempt { model, lease, provenance, .. }| {
             let texts = texts.clone();
             async move {
                 let embeddings = model.embed(texts).await.map_err(|cause| lease.noted(cause))?;
@@ -101,7 +101,7 @@ impl ModelHandle {
         text: String,
         options: CallOptions,
     ) -> Result<(Vec<LabelScore>, Provenance), Error> {
-        let classify = |Attempt { model, lease, provenance }| {
+        let classify = |Attempt { model, lease, provenance, .. }| {
             let text = text.clone();
             async move {
                 let scores = model.classify(text).await.map_err(|cause| lease.noted(cause))?;
@@ -124,7 +124,7 @@ impl ModelHandle {
         documents: Vec<String>,
         options: CallOptions,
     ) -> Result<(Vec<f32>, Provenance), Error> {
-        let rerank = |Attempt { model, lease, provenance }| {
+        let rerank = |Attempt { model, lease, provenance, .. }| {
             let (query, documents) = (query.clone(), documents.clone());
             async move {
                 let scores = model.rerank(query, documents).await.map_err(|cause| lease.noted(cause))?;

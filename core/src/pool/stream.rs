@@ -12,7 +12,7 @@ use super::walk::{Attempt, Walk};
 use crate::answer::{Answer, AnswerEvent, Handover, Provenance};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
-use crate::request::{Completion, Delta, GenerateRequest, Prefill, TokenStream, Truncate};
+use crate::request::{Completion, Delta, FinishReason, GenerateRequest, Prefill, TokenStream, Truncate};
 use crate::units::ModelName;
 
 /// A model's answer on its way to the caller, with the lease it runs on and the figures of its way.
@@ -61,8 +61,8 @@ pub(super) struct Continues {
 impl Started {
     /// Puts the request to a place, and waits for what it says first.
     pub(super) async fn at(attempt: Attempt, mut request: GenerateRequest) -> Result<Self, Failure> {
-        // A substitute may have a shorter context than the place that the request was made for. The answer says both.
-        if attempt.provenance.fallback_reason.is_some() {
+        // A stand-in may have a shorter context than the place that the request was made for. The answer says both.
+        if attempt.stands_in {
             request.truncate = Truncate::Oldest;
         }
         let granted = Instant::now();
@@ -158,8 +158,9 @@ impl Answering {
         }
     }
 
-    /// The place failed: goes on elsewhere, where that was asked for and somebody else may do better.
-    fn on_failure(&mut self, cause: Failure) -> Result<(), Error> {
+    /// The place failed: goes on elsewhere, where that was asked for and somebody else may do better. Gives the end, where all
+    /// that was asked for had been said.
+    fn on_failure(&mut self, cause: Failure) -> Result<Option<AnswerEvent>, Error> {
         let cause = match std::mem::replace(&mut self.state, State::Over) {
             State::Running(running) => running.attempt.lease.noted(cause),
             State::Resuming(_) | State::Over => cause,
@@ -170,6 +171,13 @@ impl Answering {
             self.metrics.failures.increment(1);
             return Err(Error::Request { model: self.model.clone(), served_by: by, cause });
         };
+        if continues.request.sampling.max_tokens.is_some_and(|most| most <= continues.said.tokens) {
+            let completion = Completion {
+                completion_tokens: Some(continues.said.tokens),
+                ..Completion::new(FinishReason::Length)
+            };
+            return Ok(Some(self.on_delta(Delta::Done(completion))));
+        }
         self.handovers.push(Handover {
             at: continues.said.text.chars().count(),
             from: by.clone(),
@@ -179,7 +187,7 @@ impl Answering {
         });
         continues.walk.resume(by, cause)?;
         self.state = State::Resuming(continues.elsewhere().boxed());
-        Ok(())
+        Ok(None)
     }
 
     fn on_resumed(&mut self, (started, continues): (Started, Continues)) {
@@ -228,8 +236,8 @@ impl Stream for Answering {
             match next.unwrap_or_else(cut_off) {
                 Ok(delta) => return Poll::Ready(Some(Ok(this.on_delta(delta)))),
                 Err(cause) => {
-                    if let Err(error) = this.on_failure(cause) {
-                        return Poll::Ready(Some(Err(error)));
+                    if let Some(end) = this.on_failure(cause).transpose() {
+                        return Poll::Ready(Some(end));
                     }
                 }
             }

@@ -12,7 +12,7 @@ use super::metrics::fallback_reason;
 use crate::answer::{CallOptions, Priority, Provenance};
 use crate::backend::{Asked, Model, ServedBy};
 use crate::error::Error;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::request::Capability;
 use crate::scheduler::SlotId;
 use crate::units::ModelName;
@@ -30,8 +30,9 @@ pub(super) struct Walk {
     capability: Capability,
     priority: Priority,
     conversation: Option<u64>,
-    /// When the request gives up waiting for a place.
+    /// When the request gives up waiting for a place. The time that places take for their answers is not counted.
     deadline: Instant,
+    wait: Option<Duration>,
     /// The place whose hosts are being tried, and those of them that have failed.
     place: Option<Arc<Lease>>,
     failed_hosts: Vec<ServedBy>,
@@ -54,6 +55,8 @@ pub(super) struct Attempt {
     pub(super) model: Arc<dyn Model>,
     pub(super) lease: Arc<Lease>,
     pub(super) provenance: Provenance,
+    /// Whether it is a local place that stands in for the first choice.
+    pub(super) stands_in: bool,
 }
 
 impl Walk {
@@ -72,6 +75,7 @@ impl Walk {
             priority: options.priority,
             conversation,
             deadline: inner.deadline(options.wait_timeout),
+            wait: options.wait_timeout,
             place: None,
             failed_hosts: Vec::new(),
             failed: Vec::new(),
@@ -90,11 +94,15 @@ impl Walk {
         loop {
             let attempt = self.attempt().await?;
             let served_by = attempt.provenance.served_by.clone();
-            let on_host = self.place.is_some();
+            let (on_host, asked) = (self.place.is_some(), Instant::now());
             let cause = match self.watched(on_host, ask(attempt)).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.warming = None;
+                    return Ok(answer);
+                }
                 Err(cause) => cause,
             };
+            self.deadline += asked.elapsed();
             self.failed_hosts.push(served_by.clone());
             self.note(served_by, cause)?;
         }
@@ -103,6 +111,7 @@ impl Walk {
     /// Goes on after an answer's place has failed in the middle of it.
     pub(super) fn resume(&mut self, by: ServedBy, cause: Failure) -> Result<(), Error> {
         self.resumes = true;
+        self.deadline = self.inner.deadline(self.wait);
         self.failed_hosts.push(by.clone());
         self.note(by, cause)
     }
@@ -147,17 +156,23 @@ impl Walk {
             let inner = Arc::clone(&self.inner);
             let Some(hosts) = inner.shared.slots[lease.slot.0].backend.hosts() else {
                 self.announce(&provenance.served_by);
-                return Ok(Attempt { model: Arc::clone(lease.model()), lease, provenance });
+                let stands_in = self.next > 1;
+                return Ok(Attempt { model: Arc::clone(lease.model()), lease, provenance, stands_in });
             };
             let last_resort = self.rest().is_empty();
             let asked = Asked { conversation: self.conversation, failed: &self.failed_hosts, last_resort };
-            match hosts.next(asked).await {
+            let until = self.deadline_among(self.rest().len() + 1);
+            let mut warming = self.warming.take();
+            let next = beside(&mut warming, tokio::time::timeout_at(until, hosts.next(asked))).await;
+            self.warming = warming;
+            let full = |_| Failure::new(FailureKind::Busy, "none of its hosts had a place free in time");
+            match next.map_err(full).flatten() {
                 Ok(Some(host)) => {
                     provenance.served_by = host.served_by;
                     provenance.n_ctx = host.model.n_ctx();
                     self.announce(&provenance.served_by);
                     self.place = Some(Arc::clone(&lease));
-                    return Ok(Attempt { model: host.model, lease, provenance });
+                    return Ok(Attempt { model: host.model, lease, provenance, stands_in: false });
                 }
                 // All of them have failed.
                 Ok(None) => self.place = None,
@@ -177,8 +192,14 @@ impl Walk {
         answer: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let (_, entry) = self.inner.entry(self.model.as_str()).map_err(gone)?;
-        let (Some(after), Some(next), true) = (entry.hedge_after, self.rest().first().copied(), on_host)
-        else {
+        let hedge_after = entry.hedge_after;
+        if self.warming.is_some() {
+            let mut warming = self.warming.take();
+            let answer = beside(&mut warming, answer).await;
+            self.warming = warming;
+            return answer;
+        }
+        let (Some(after), Some(next), true) = (hedge_after, self.rest().first().copied(), on_host) else {
             return answer.await;
         };
         tokio::pin!(answer);
@@ -217,14 +238,8 @@ impl Walk {
 
     /// Waits for a slot, beside a load of it that may have begun: dropped before, that would be given up.
     async fn acquire(&mut self, slot: SlotId, wanted: Wanted) -> Result<Lease, Error> {
-        let lease = Lease::acquire(&self.inner, slot, wanted);
-        let Some(warming) = self.warming.take() else { return lease.await };
-        tokio::pin!(lease);
-        tokio::select! {
-            lease = &mut lease => return lease,
-            () = warming => {}
-        }
-        lease.await
+        let mut warming = self.warming.take();
+        beside(&mut warming, Lease::acquire(&self.inner, slot, wanted)).await
     }
 
     /// The places that were not tried yet.
@@ -303,6 +318,19 @@ impl Walk {
     }
 }
 
+/// Does the one while the other goes on: what it has got must not wait for somebody to look.
+async fn beside<T>(warming: &mut Option<BoxFuture<'static, ()>>, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    if let Some(other) = warming {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = other => *warming = None,
+        }
+    }
+    work.await
+}
+
 fn gone(error: Error) -> Failure {
-    Failure::new(crate::failure::FailureKind::Cancelled, error)
+    Failure::new(FailureKind::Cancelled, error)
 }
