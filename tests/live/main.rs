@@ -135,7 +135,7 @@ async fn an_answer_under_a_schema_is_json_of_that_form() {
         "additionalProperties": false
     });
     for host in hosts().await {
-        let request = question("Is water wet?", 64).with_constraint(Constraint::JsonSchema(schema.clone()));
+        let request = question("Is water wet?", 1000).with_constraint(Constraint::JsonSchema(schema.clone()));
         let (text, _) = host.ask(request).await.unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert!(["yes", "no"].contains(&value["answer"].as_str().unwrap()));

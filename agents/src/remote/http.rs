@@ -119,13 +119,14 @@ impl Http {
     }
 
     /// Sends until the host has begun to answer with success. A failure to connect is tried again at once, as often as
-    /// configured: nothing has been asked yet.
+    /// configured: nothing has been asked yet. So is a request whose connection ends without a word, once: many servers close
+    /// connections that were kept, and one that is used just then is lost.
     async fn send(
         &self,
         request: impl Fn() -> RequestBuilder,
         deadlines: &Deadlines,
     ) -> Result<Response, Error> {
-        let mut retries = self.config.retries;
+        let (mut retries, mut may_be_stale) = (self.config.retries, true);
         loop {
             let sent = tokio::time::timeout_at(deadlines.until_first(), request().send()).await;
             match sent.map_err(|_| self.late(Stage::FirstToken, deadlines))? {
@@ -133,6 +134,11 @@ impl Http {
                 Ok(response) => return Err(self.status_error(response, deadlines).await),
                 // One that did not answer in time would not the next time either.
                 Err(error) if error.is_connect() && !error.is_timeout() && retries > 0 => retries -= 1,
+                Err(error)
+                    if error.is_request() && !error.is_connect() && !error.is_timeout() && may_be_stale =>
+                {
+                    may_be_stale = false;
+                }
                 Err(source) => return Err(Error::from_reqwest(&self.host, &self.base, source)),
             }
         }

@@ -309,3 +309,18 @@ async fn a_host_that_may_have_to_load_the_model_has_longer_for_its_first_token()
     let (_, end) = ask(client_ref, &request).await;
     assert_eq!(end.unwrap_err().kind, FailureKind::Timeout);
 }
+
+#[tokio::test]
+async fn a_connection_that_was_kept_and_is_gone_is_no_failure() {
+    for of in KINDS {
+        let host = Host::start().await.unwrap();
+        host.behave(Behaviour::HangUpOnReuse);
+        let client = client(of, &host);
+        for _ in 0..3 {
+            let (text, end) = ask(&*client, &hello()).await;
+            assert_eq!(text, "hola desde el host ñ😀");
+            end.unwrap();
+        }
+        assert_eq!(host.requests().len(), 5, "each but the first is asked twice");
+    }
+}

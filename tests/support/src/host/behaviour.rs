@@ -35,6 +35,8 @@ pub enum Behaviour {
     HugeLine(usize),
     /// Refuses requests that say anything about thinking, as old models do.
     NoThinking,
+    /// Answers the first request of a connection, and hangs up on the next.
+    HangUpOnReuse,
     /// Does not have the model.
     NoModel,
     /// Writes its counts as texts, and more fields than are known.

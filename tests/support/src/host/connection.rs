@@ -54,9 +54,14 @@ impl Drop for Answering<'_> {
 async fn serve(stream: TcpStream, state: &State) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
+    let mut requests = 0;
     while let Some(request) = read_request(&mut stream).await? {
+        requests += 1;
         lock(&state.requests).push(request.clone());
         let behaviour = lock(&state.behaviour).clone();
+        if behaviour == Behaviour::HangUpOnReuse && requests > 1 {
+            return Ok(());
+        }
         if behaviour == Behaviour::BlackHole {
             return wait_for_end(&mut stream).await;
         }
