@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::ServedBy;
 use crate::error::Error;
-use crate::request::{Embeddings, FinishReason, GenerateRequest, LabelScore, TokenLogprob, ToolCall};
+use crate::request::{
+    Embeddings, FinishReason, GenerateRequest, LabelScore, TokenLogprob, ToolCall, TranscribeRequest,
+};
 use crate::units::ModelName;
 
 /// How urgent a request is. Requests that wait longer move up, a class at a time.
@@ -139,6 +141,37 @@ pub trait Models: Send + Sync + 'static {
         request: GenerateRequest,
         options: CallOptions,
     ) -> Result<AnswerStream, Error>;
+
+    /// Writes down what is said in audio.
+    ///
+    /// # Errors
+    /// As for [`Models::generate`]; the audio cannot be read, or there is nothing in it to transcribe.
+    ///
+    /// # Cancel safety
+    /// As for [`Models::generate`].
+    async fn transcribe(
+        &self,
+        model: &ModelName,
+        request: TranscribeRequest,
+        options: CallOptions,
+    ) -> Result<AnswerStream, Error>;
+
+    /// Whether a model can ever be ready within the budget, whatever is evicted for it. Nothing is loaded.
+    ///
+    /// # Errors
+    /// It is unknown, or none of its places can ever fit ([`Error::OverBudget`], with the numbers). What else may go wrong
+    /// with a place, its use will tell.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn can_fit(&self, model: &ModelName) -> Result<(), Error>;
+
+    /// Makes a model ready that is likely to be asked soon, as far as there is room: nothing is evicted for it that was
+    /// used within the last minute, and a failure goes to the log alone.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a load that nobody else waits for is given up.
+    async fn prepare(&self, model: &ModelName);
 
     /// Embeds texts.
     ///

@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::{Failure, FailureKind};
 use crate::memory::{Estimate, Footprint, Freed};
-use crate::request::{Capabilities, Capability, Embeddings, GenerateRequest, LabelScore, TokenStream};
+use crate::request::{
+    Capabilities, Capability, Embeddings, GenerateRequest, LabelScore, TokenStream, TranscribeRequest,
+};
 use crate::units::{Bytes, HostName};
 
 /// Who answers: shown in every answer as `served_by`.
@@ -281,6 +283,18 @@ pub trait Model: fmt::Debug + Send + Sync + 'static {
     /// Cancel safe: dropping the future, or later the stream, stops the work.
     async fn generate(&self, _request: GenerateRequest) -> Result<TokenStream, Failure> {
         Err(unsupported(Capability::Generate))
+    }
+
+    /// Writes down what is said in audio.
+    ///
+    /// # Errors
+    /// The audio cannot be read ([`FailureKind::BadMedia`]), there is nothing in it to transcribe
+    /// ([`FailureKind::NoSpeech`]), or the backend fails before it has an answer to stream.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future, or later the stream, stops the work.
+    async fn transcribe(&self, _request: TranscribeRequest) -> Result<TokenStream, Failure> {
+        Err(unsupported(Capability::Transcribe))
     }
 
     /// Embeds texts; every vector has length 1.

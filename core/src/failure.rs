@@ -37,6 +37,10 @@ pub enum FailureKind {
     ContextOverflow,
     /// The request cannot be carried out as given: an empty prompt, a template that refuses the messages.
     BadRequest,
+    /// An image or audio of the request is none: broken, of an unknown form, too large.
+    BadMedia,
+    /// There is nothing to transcribe: the audio is empty or silent.
+    NoSpeech,
     /// This model cannot do what was asked.
     Unsupported,
     /// The caller went away.
@@ -68,6 +72,8 @@ impl FailureKind {
             Self::Refused
             | Self::ContextOverflow
             | Self::BadRequest
+            | Self::BadMedia
+            | Self::NoSpeech
             | Self::Unsupported
             | Self::Cancelled => false,
         }
@@ -90,6 +96,8 @@ impl FailureKind {
             Self::BadFile => "bad_file",
             Self::ContextOverflow => "context_overflow",
             Self::BadRequest => "bad_request",
+            Self::BadMedia => "bad_media",
+            Self::NoSpeech => "no_speech",
             Self::Unsupported => "unsupported",
             Self::Cancelled => "cancelled",
             Self::Engine => "engine",

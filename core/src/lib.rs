@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod audio;
 pub mod backend;
 pub mod config;
 mod error;
@@ -19,6 +20,7 @@ pub mod scheduler;
 pub mod simulate;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
+pub mod tone;
 pub mod units;
 
 pub use error::{Error, ErrorKind, Holder};

@@ -10,6 +10,7 @@ use futures::Stream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::audio::Audio;
 use crate::failure::Failure;
 use crate::image::Image;
 
@@ -26,11 +27,25 @@ pub enum Capability {
     Classify,
     /// A score per document: how well it answers a query.
     Rerank,
+    /// Text from messages with images beside them.
+    See,
+    /// Text from messages with audio beside them.
+    Hear,
+    /// The text of what is said in audio.
+    Transcribe,
 }
 
 impl Capability {
     /// All there are.
-    pub const ALL: [Self; 4] = [Self::Generate, Self::Embed, Self::Classify, Self::Rerank];
+    pub const ALL: [Self; 7] = [
+        Self::Generate,
+        Self::Embed,
+        Self::Classify,
+        Self::Rerank,
+        Self::See,
+        Self::Hear,
+        Self::Transcribe,
+    ];
 }
 
 impl fmt::Display for Capability {
@@ -40,6 +55,9 @@ impl fmt::Display for Capability {
             Self::Embed => "embed",
             Self::Classify => "classify",
             Self::Rerank => "rerank",
+            Self::See => "see images",
+            Self::Hear => "hear audio",
+            Self::Transcribe => "transcribe audio",
         })
     }
 }
@@ -59,6 +77,12 @@ impl Capabilities {
             i += 1;
         }
         Self(set)
+    }
+
+    /// The same set with `one` in it.
+    #[must_use]
+    pub const fn with(self, one: Capability) -> Self {
+        Self(self.0 | 1 << one as u8)
     }
 
     /// Whether `one` is in the set.
@@ -108,14 +132,24 @@ pub struct Message {
     /// For a tool's result: the tool's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_name: Option<String>,
-    /// What is shown beside it.
+    /// What is shown beside it; before its text, in this order.
     #[serde(skip)]
     pub images: Vec<Image>,
+    /// What is heard beside it; after its images and before its text, in this order.
+    #[serde(skip)]
+    pub audio: Vec<Audio>,
 }
 
 impl Message {
     fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), tool_calls: Vec::new(), tool_name: None, images: Vec::new() }
+        Self {
+            role,
+            content: content.into(),
+            tool_calls: Vec::new(),
+            tool_name: None,
+            images: Vec::new(),
+            audio: Vec::new(),
+        }
     }
 
     /// A message of the user.
@@ -142,6 +176,13 @@ impl Message {
     #[must_use]
     pub fn with_images(mut self, images: Vec<Image>) -> Self {
         self.images = images;
+        self
+    }
+
+    /// The same message with audio beside it.
+    #[must_use]
+    pub fn with_audio(mut self, audio: Vec<Audio>) -> Self {
+        self.audio = audio;
         self
     }
 
@@ -333,9 +374,30 @@ impl GenerateRequest {
     /// Whether a model has to see to answer it.
     #[must_use]
     pub fn has_images(&self) -> bool {
+        self.messages().iter().any(|message| !message.images.is_empty())
+    }
+
+    /// Whether a model has to hear to answer it.
+    #[must_use]
+    pub fn has_audio(&self) -> bool {
+        self.messages().iter().any(|message| !message.audio.is_empty())
+    }
+
+    /// What a model must be able to do to answer it. One with images and audio gives [`Capability::Hear`]: a model that
+    /// hears and does not see refuses it.
+    #[must_use]
+    pub fn capability(&self) -> Capability {
+        match (self.has_audio(), self.has_images()) {
+            (true, _) => Capability::Hear,
+            (false, true) => Capability::See,
+            (false, false) => Capability::Generate,
+        }
+    }
+
+    fn messages(&self) -> &[Message] {
         match &self.prompt {
-            Prompt::Chat(messages) => messages.iter().any(|message| !message.images.is_empty()),
-            Prompt::Raw(_) => false,
+            Prompt::Chat(messages) => messages,
+            Prompt::Raw(_) => &[],
         }
     }
 
@@ -415,11 +477,57 @@ impl GenerateRequest {
     }
 }
 
+/// A request for the text of what is said in audio.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TranscribeRequest {
+    /// What is heard.
+    pub audio: Audio,
+    /// The language that is spoken, as an ISO 639-1 code such as `es`; `None` leaves it to the model to find out.
+    pub language: Option<String>,
+    /// What the model is told beside it: for one that converses, in place of its usual instruction; for one that only
+    /// transcribes, words that are likely to occur.
+    pub prompt: Option<String>,
+    /// How tokens are chosen; without a temperature, always the likeliest. Its limit of tokens is for each part of a long
+    /// recording.
+    pub sampling: Sampling,
+}
+
+impl TranscribeRequest {
+    /// A request with everything left to the model.
+    #[must_use]
+    pub fn new(audio: Audio) -> Self {
+        Self { audio, language: None, prompt: None, sampling: Sampling::default() }
+    }
+
+    /// The same request, for this language.
+    #[must_use]
+    pub fn with_language(mut self, language: impl Into<String>) -> Self {
+        self.language = Some(language.into());
+        self
+    }
+
+    /// The same request with these words to the model.
+    #[must_use]
+    pub fn with_prompt(mut self, prompt: impl Into<String>) -> Self {
+        self.prompt = Some(prompt.into());
+        self
+    }
+
+    /// The same request with `sampling`.
+    #[must_use]
+    pub fn with_sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+}
+
 /// A number for the messages up to the first of the user's. Not the same in every build: for this process alone.
 fn beginning(messages: &[Message]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for message in messages {
         (message.role.as_str(), &message.content).hash(&mut hasher);
+        message.images.iter().for_each(|image| image.bytes().hash(&mut hasher));
+        message.audio.iter().for_each(|audio| audio.bytes().hash(&mut hasher));
         if message.role == Role::User {
             break;
         }

@@ -6,7 +6,6 @@
 mod compile;
 mod report;
 mod run;
-mod tone;
 
 pub use compile::{Pipeline, TemplateProblem};
 pub use report::{PipelineEvent, PipelineReport, StepReport};

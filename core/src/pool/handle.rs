@@ -4,12 +4,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::lease::Lease;
-use super::stream::{Answering, Continues, Started};
+use super::stream::{Answering, Asks, Continues, Started};
 use super::walk::{Attempt, Walk};
 use super::{Inner, ModelPool};
 use crate::answer::{AnswerStream, CallOptions, Models, OnStreamFailure, Provenance};
 use crate::error::Error;
-use crate::request::{Capability, Embeddings, GenerateRequest, LabelScore};
+use crate::image::Image;
+use crate::request::{
+    Capability, Embeddings, GenerateRequest, LabelScore, Message, TranscribeRequest,
+};
+use crate::tone::Tone;
 use crate::units::ModelName;
 
 /// A model of a pool. A cheap clone that holds nothing: each request takes a lease for as long as it runs, and loads
@@ -59,12 +63,65 @@ impl ModelHandle {
     ) -> Result<AnswerStream, Error> {
         let (_, entry) = self.inner.entry(self.model.as_str())?;
         let metrics = self.inner.shared.metrics.of_model(&self.model);
-        let mut walk = self.walk(Capability::Generate, request.conversation(), options)?;
-        let started = walk.ask(|attempt| Started::at(attempt, request.clone())).await?;
+        let mut walk = self.walk(request.capability(), request.conversation(), options)?;
+        let started = walk.ask(|attempt| Started::at(attempt, Asks::Generate(request.clone()))).await?;
         let on_failure = options.on_stream_failure.unwrap_or(entry.on_stream_failure);
         let continues = on_failure == OnStreamFailure::Continue && request.tools.is_empty();
         let continues = continues.then(|| Continues::new(request, walk));
         Ok(Box::pin(Answering::new(self.model.clone(), metrics, started, continues)))
+    }
+
+    /// Says what is on an image, or answers what `prompt` asks about it.
+    ///
+    /// # Errors
+    /// As for [`ModelHandle::generate`]; no place of the model sees, or the image cannot be read.
+    ///
+    /// # Cancel safety
+    /// As for [`ModelHandle::generate`].
+    pub async fn describe(
+        &self,
+        image: Image,
+        prompt: &str,
+        options: CallOptions,
+    ) -> Result<AnswerStream, Error> {
+        let message = Message::user(prompt).with_images(vec![image]);
+        self.generate(GenerateRequest::chat(vec![message]), options).await
+    }
+
+    /// Writes down what is said in audio. Returns with the first text, as [`ModelHandle::generate`] does.
+    ///
+    /// # Errors
+    /// As for [`ModelHandle::generate`]; no place of the model can do it, the audio cannot be read, or there is nothing in
+    /// it to transcribe.
+    ///
+    /// # Cancel safety
+    /// As for [`ModelHandle::generate`].
+    pub async fn transcribe(
+        &self,
+        request: TranscribeRequest,
+        options: CallOptions,
+    ) -> Result<AnswerStream, Error> {
+        let metrics = self.inner.shared.metrics.of_model(&self.model);
+        let mut walk = self.walk(Capability::Transcribe, None, options)?;
+        let asks = Asks::Transcribe(request);
+        let started = walk.ask(|attempt| Started::at(attempt, asks.clone())).await?;
+        Ok(Box::pin(Answering::new(self.model.clone(), metrics, started, None)))
+    }
+
+    /// Says a text again in another tone, in its own language.
+    ///
+    /// # Errors
+    /// As for [`ModelHandle::generate`].
+    ///
+    /// # Cancel safety
+    /// As for [`ModelHandle::generate`].
+    pub async fn modulate(
+        &self,
+        text: &str,
+        tone: &Tone,
+        options: CallOptions,
+    ) -> Result<AnswerStream, Error> {
+        self.generate(tone.request(text), options).await
     }
 
     /// Embeds texts; the vectors come in the texts' order, each of length 1.
@@ -159,6 +216,32 @@ impl Models for ModelPool {
         options: CallOptions,
     ) -> Result<AnswerStream, Error> {
         self.handle(model.as_str())?.generate(request, options).await
+    }
+
+    async fn transcribe(
+        &self,
+        model: &ModelName,
+        request: TranscribeRequest,
+        options: CallOptions,
+    ) -> Result<AnswerStream, Error> {
+        self.handle(model.as_str())?.transcribe(request, options).await
+    }
+
+    async fn can_fit(&self, model: &ModelName) -> Result<(), Error> {
+        let mut refused = None;
+        for place in self.plan(&[model.as_str()]).await? {
+            match place.refuse {
+                Some(error @ Error::OverBudget { .. }) => refused = refused.or(Some(error)),
+                _ => return Ok(()),
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    async fn prepare(&self, model: &ModelName) {
+        if let Err(error) = self.load_ahead(model.as_str()).await {
+            tracing::debug!(%model, %error, "it was not made ready before it is asked");
+        }
     }
 
     async fn embed(

@@ -15,7 +15,7 @@ use crate::answer::{Priority, Provenance};
 use crate::backend::Model;
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
-use crate::request::{Capability, Delta, Embeddings, GenerateRequest, LabelScore};
+use crate::request::{Capability, Delta, Embeddings, GenerateRequest, LabelScore, TranscribeRequest};
 use crate::scheduler::{RequestId, SlotId};
 use crate::units::ModelName;
 
@@ -109,6 +109,21 @@ impl Lease {
         request: GenerateRequest,
     ) -> Result<BoxStream<'_, Result<Delta, Error>>, Error> {
         let tokens = self.model.generate(request).await.map_err(|cause| self.error(cause))?;
+        Ok(tokens.map(|delta| delta.map_err(|cause| self.error(cause))).boxed())
+    }
+
+    /// Writes down what is said in audio; see [`Lease::generate`].
+    ///
+    /// # Errors
+    /// The place cannot do it, the audio cannot be read or has nothing to transcribe, or the place fails.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future, or later the stream, stops the work.
+    pub async fn transcribe(
+        &self,
+        request: TranscribeRequest,
+    ) -> Result<BoxStream<'_, Result<Delta, Error>>, Error> {
+        let tokens = self.model.transcribe(request).await.map_err(|cause| self.error(cause))?;
         Ok(tokens.map(|delta| delta.map_err(|cause| self.error(cause))).boxed())
     }
 

@@ -156,6 +156,35 @@ impl ModelPool {
         Lease::acquire(&self.inner, *slot, wanted).await.map(drop)
     }
 
+    /// Loads a model that is likely to be asked soon: its first place, passing over hosts that are left alone just now. A
+    /// host that is asked as usual has nothing to load. Nothing is evicted for it that was used within the last minute.
+    ///
+    /// # Errors
+    /// The model is unknown, or there is no room for it without that.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, as [`ModelPool::get`].
+    pub async fn load_ahead(&self, model: &str) -> Result<(), Error> {
+        let (_, entry) = self.inner.entry(model)?;
+        for slot in &entry.chain {
+            let backend = &self.inner.shared.slots[slot.0].backend;
+            if backend.hosts().is_some() {
+                match backend.available() {
+                    Ok(()) => return Ok(()),
+                    Err(_) => continue,
+                }
+            }
+            let wanted = Wanted {
+                capability: entry.role.capability(),
+                priority: Priority::Background,
+                deadline: self.inner.deadline(None),
+                spare: Some(walk::SPARED),
+            };
+            return Lease::acquire(&self.inner, *slot, wanted).await.map(drop);
+        }
+        Ok(())
+    }
+
     /// Loads all resident models and waits for them; gives each one's result. Where all of them do not fit the budget
     /// together, none is loaded and each has that error.
     ///

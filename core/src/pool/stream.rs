@@ -12,7 +12,9 @@ use super::walk::{Attempt, Walk};
 use crate::answer::{Answer, AnswerEvent, Handover, Provenance};
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
-use crate::request::{Completion, Delta, FinishReason, GenerateRequest, Prefill, TokenStream, Truncate};
+use crate::request::{
+    Completion, Delta, FinishReason, GenerateRequest, Prefill, TokenStream, TranscribeRequest, Truncate,
+};
 use crate::units::ModelName;
 
 /// A model's answer on its way to the caller, with the lease it runs on and the figures of its way.
@@ -58,16 +60,29 @@ pub(super) struct Continues {
     said: Prefill,
 }
 
+/// What a place is asked for text by.
+#[derive(Clone, Debug)]
+pub(super) enum Asks {
+    Generate(GenerateRequest),
+    Transcribe(TranscribeRequest),
+}
+
 impl Started {
     /// Puts the request to a place, and waits for what it says first.
-    pub(super) async fn at(attempt: Attempt, mut request: GenerateRequest) -> Result<Self, Failure> {
-        // A stand-in may have a shorter context than the place that the request was made for. The answer says both.
-        if attempt.stands_in {
-            request.truncate = Truncate::Oldest;
-        }
+    pub(super) async fn at(attempt: Attempt, asks: Asks) -> Result<Self, Failure> {
         let granted = Instant::now();
         let noted = |cause| attempt.lease.noted(cause);
-        let mut tokens = attempt.model.generate(request).await.map_err(noted)?;
+        let tokens = match asks {
+            Asks::Generate(mut request) => {
+                // A stand-in may have a shorter context than the place that the request was made for. The answer says both.
+                if attempt.stands_in {
+                    request.truncate = Truncate::Oldest;
+                }
+                attempt.model.generate(request).await
+            }
+            Asks::Transcribe(request) => attempt.model.transcribe(request).await,
+        };
+        let mut tokens = tokens.map_err(noted)?;
         let ended = || Failure::new(FailureKind::CutOff, "the stream ended before its first token");
         let first = tokens.next().await.ok_or_else(ended)?.map_err(noted)?;
         Ok(Self { running: Running { tokens, attempt }, first, granted })
@@ -83,7 +98,7 @@ impl Continues {
 
     async fn elsewhere(mut self) -> Result<(Started, Self), Error> {
         let request = self.request.clone().with_prefill(self.said.clone());
-        let started = self.walk.ask(|attempt| Started::at(attempt, request.clone())).await?;
+        let started = self.walk.ask(|attempt| Started::at(attempt, Asks::Generate(request.clone()))).await?;
         Ok((started, self))
     }
 }

@@ -17,8 +17,9 @@ use crate::request::Capability;
 use crate::scheduler::SlotId;
 use crate::units::ModelName;
 
-/// A substitute that is warmed up while a host is slow takes no room from a model that was used within this time.
-const SPARED: Duration = Duration::from_mins(1);
+/// What is loaded before it is asked for, as a substitute while a host is slow, takes no room from a model that was used
+/// within this time.
+pub(super) const SPARED: Duration = Duration::from_mins(1);
 
 /// One request's way over the places of its model, and over the hosts of each, until one answers. It never waits for a lease
 /// while it needs another: a place that failed is given back first.

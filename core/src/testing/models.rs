@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,14 +10,18 @@ use crate::answer::{Answer, AnswerEvent, AnswerStream, CallOptions, Models, Prov
 use crate::backend::ServedBy;
 use crate::error::Error;
 use crate::failure::{Failure, FailureKind};
-use crate::request::{Embeddings, FinishReason, GenerateRequest, LabelScore, Prompt};
-use crate::units::ModelName;
+use crate::request::{
+    Embeddings, FinishReason, GenerateRequest, LabelScore, Message, Prompt, TranscribeRequest,
+};
+use crate::units::{Bytes, ModelName};
 
 /// Models that do what their scripts say; a stand-in for a pool. Unknown models are unknown. Clones share everything.
 #[derive(Clone, Debug, Default)]
 pub struct FakeModels {
     scripts: BTreeMap<String, Script>,
+    too_large: BTreeSet<String>,
     asked: Arc<Mutex<Vec<(String, String)>>>,
+    prepared: Arc<Mutex<Vec<String>>>,
     running: Arc<()>,
     moved: Arc<AtomicBool>,
 }
@@ -45,7 +49,21 @@ impl FakeModels {
         self
     }
 
-    /// Who was asked what, in order: the model, and the last message, the raw prompt, or the texts in brackets.
+    /// Has a model never fit: it needs 9 GB, and 2 GB can be had.
+    #[must_use]
+    pub fn too_large(mut self, model: &str) -> Self {
+        self.too_large.insert(model.to_owned());
+        self
+    }
+
+    /// The models that were to be made ready before they are asked, in order.
+    #[must_use]
+    pub fn prepared(&self) -> Vec<String> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Who was asked what, in order: the model, and the last message, with the number of its images and pieces of audio in
+    /// front where it has any; the raw prompt; the audio's media type; or the texts in brackets.
     #[must_use]
     pub fn asked(&self) -> Vec<(String, String)> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -73,37 +91,7 @@ impl FakeModels {
         Arc::strong_count(&self.running) - 1
     }
 
-    fn script(&self, model: &ModelName, prompt: String) -> Result<Script, Error> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push((model.to_string(), prompt));
-        let unknown = || Error::UnknownModel { model: model.to_string(), nearest: None };
-        match self.scripts.get(model.as_str()).cloned().ok_or_else(unknown)? {
-            Script::Fails => {
-                let cause = Failure::new(FailureKind::Engine, "scripted");
-                Err(Error::Request {
-                    model: model.clone(),
-                    served_by: self.provenance(model).served_by,
-                    cause,
-                })
-            }
-            script => Ok(script),
-        }
-    }
-}
-
-#[async_trait]
-impl Models for FakeModels {
-    async fn generate(
-        &self,
-        model: &ModelName,
-        request: GenerateRequest,
-        _options: CallOptions,
-    ) -> Result<AnswerStream, Error> {
-        let prompt = match request.prompt {
-            Prompt::Chat(messages) => {
-                messages.last().map(|message| message.content.clone()).unwrap_or_default()
-            }
-            Prompt::Raw(text) => text,
-        };
+    fn answer(&self, model: &ModelName, prompt: String) -> Result<AnswerStream, Error> {
         let (pieces, pause) = match self.script(model, prompt.clone())? {
             Script::Says(pieces, pause) => (pieces, pause),
             _ => (vec![prompt], Duration::ZERO),
@@ -136,6 +124,68 @@ impl Models for FakeModels {
             Ok(AnswerEvent::Done(answer))
         });
         Ok(text.chain(done).boxed())
+    }
+
+    fn script(&self, model: &ModelName, prompt: String) -> Result<Script, Error> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push((model.to_string(), prompt));
+        let unknown = || Error::UnknownModel { model: model.to_string(), nearest: None };
+        match self.scripts.get(model.as_str()).cloned().ok_or_else(unknown)? {
+            Script::Fails => {
+                let cause = Failure::new(FailureKind::Engine, "scripted");
+                Err(Error::Request {
+                    model: model.clone(),
+                    served_by: self.provenance(model).served_by,
+                    cause,
+                })
+            }
+            script => Ok(script),
+        }
+    }
+}
+
+#[async_trait]
+impl Models for FakeModels {
+    async fn generate(
+        &self,
+        model: &ModelName,
+        request: GenerateRequest,
+        _options: CallOptions,
+    ) -> Result<AnswerStream, Error> {
+        let shown = |message: &Message| match (message.images.len(), message.audio.len()) {
+            (0, 0) => message.content.clone(),
+            (images, audio) => format!("[{images} images, {audio} audio] {}", message.content),
+        };
+        let prompt = match request.prompt {
+            Prompt::Chat(messages) => messages.last().map(shown).unwrap_or_default(),
+            Prompt::Raw(text) => text,
+        };
+        self.answer(model, prompt)
+    }
+
+    async fn transcribe(
+        &self,
+        model: &ModelName,
+        request: TranscribeRequest,
+        _options: CallOptions,
+    ) -> Result<AnswerStream, Error> {
+        self.answer(model, request.audio.media_type().to_owned())
+    }
+
+    async fn can_fit(&self, model: &ModelName) -> Result<(), Error> {
+        if self.too_large.contains(model.as_str()) {
+            return Err(Error::OverBudget {
+                model: model.clone(),
+                asked: Bytes::from_gb(9.0),
+                left: Bytes::from_gb(2.0),
+                budget: Bytes::from_gb(2.0),
+                holders: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn prepare(&self, model: &ModelName) {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).push(model.to_string());
     }
 
     async fn embed(
