@@ -240,6 +240,7 @@ fn wire(place: &Place, model: &ModelConfig, hosts: &Hosts, local: &Local) -> Opt
             parallel: file.parallel,
             lora: file.lora.clone(),
             mmproj: file.mmproj.clone(),
+            projector_ttl: file.projector_ttl,
             sessions: local.sessions.clone(),
         })),
         Place::Hosts { hosts: on, n_ctx, .. } => {

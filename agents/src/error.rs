@@ -128,9 +128,20 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// The request has images, which models in this process do not see.
-    #[error("models from files do not see images; a host may")]
+    /// The request has images, and the model has no projector for them.
+    #[error("the model does not see images: it has no mmproj with a vision encoder")]
     CannotSee,
+    /// The request has audio, and the model has no projector for it.
+    #[error("the model does not hear audio: it has no mmproj with an audio encoder")]
+    CannotHear,
+    /// The model's chat template does not show all images and audio of the messages.
+    #[error("the model's chat template shows {kept} of {there} images and sounds")]
+    TemplateDropsMedia {
+        /// How many there are.
+        there: usize,
+        /// How many the template shows.
+        kept: usize,
+    },
     /// The request asks for things that do not go together, or has a value that cannot be.
     #[error("{what}")]
     Contradiction {
@@ -303,9 +314,10 @@ impl Error {
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
             Self::BadAdapter { .. } => FailureKind::BadFile,
-            Self::CannotSee => FailureKind::Unsupported,
+            Self::CannotSee | Self::CannotHear => FailureKind::Unsupported,
             Self::EmptyPrompt
             | Self::ChatTemplate { .. }
+            | Self::TemplateDropsMedia { .. }
             | Self::BadSchema { .. }
             | Self::BadGrammar { .. }
             | Self::NoSuchToken { .. }

@@ -6,6 +6,7 @@
 use std::ffi::{CString, c_void};
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::path::Path;
 use std::ptr::NonNull;
 
@@ -15,6 +16,7 @@ use sarai_core::config::KvCacheType;
 
 use super::load::Loaded;
 use super::log;
+use super::multimodal::Embedded;
 use super::runtime;
 use crate::Error;
 
@@ -86,6 +88,8 @@ pub(super) struct Context<'m> {
     adapters: Vec<NonNull<sys::llama_adapter_lora>>,
     /// Whether the next step is planned anew, for which the adapters of all contexts of the model are looked at.
     plans_again: bool,
+    /// Whether an embedding's position has four axes, as with M-RoPE.
+    four_axes: bool,
     pool: Option<NonNull<sys::ggml_threadpool>>,
     not_send: PhantomData<*mut ()>,
 }
@@ -119,11 +123,14 @@ impl<'m> Context<'m> {
         // SAFETY: llama.cpp was started when the model was loaded, the model outlives the context by its lifetime, and
         // the lock keeps others from changing the model meanwhile, which making a context may do.
         let raw = loaded.changing(|model| unsafe { sys::llama_init_from_model(model.as_ptr(), params) });
+        // SAFETY: the model is live.
+        let rope = unsafe { sys::llama_model_rope_type(loaded.raw().as_ptr()) };
         let mut context = Self {
             raw: NonNull::new(raw)?,
             loaded,
             adapters: Vec::new(),
             plans_again: false,
+            four_axes: matches!(rope, sys::LLAMA_ROPE_TYPE_MROPE | sys::LLAMA_ROPE_TYPE_IMROPE),
             pool: None,
             not_send: PhantomData,
         };
@@ -243,26 +250,40 @@ impl<'m> Context<'m> {
             }
             stops
         }
-        let mut n_seq = vec![1_i32; batch.tokens.len()];
+        let mut n_seq = vec![1_i32; batch.len()];
         let mut sequences: Vec<*mut SeqId> =
             batch.sequences.iter().map(|id| std::ptr::from_ref(id).cast_mut()).collect();
+        let axes;
+        let (token, embd, pos) = if batch.embeddings.is_empty() {
+            (batch.tokens.as_ptr().cast_mut().cast(), std::ptr::null_mut(), batch.positions.as_ptr())
+        } else {
+            axes = batch.axes(self.four_axes);
+            (std::ptr::null_mut(), batch.embeddings.as_ptr().cast_mut(), axes.as_ptr())
+        };
         let raw_batch = sys::llama_batch {
-            n_tokens: i32::try_from(batch.tokens.len()).map_err(compute)?,
-            token: batch.tokens.as_ptr().cast_mut().cast(),
-            embd: std::ptr::null_mut(),
-            pos: batch.positions.as_ptr().cast_mut(),
+            n_tokens: i32::try_from(batch.len()).map_err(compute)?,
+            token,
+            embd,
+            pos: pos.cast_mut(),
             n_seq_id: n_seq.as_mut_ptr(),
             seq_id: sequences.as_mut_ptr(),
             logits: batch.outputs.as_ptr().cast_mut(),
         };
         let raw = self.raw.as_ptr();
-        // SAFETY: all arrays of the batch have `n_tokens` entries and outlive the call; llama.cpp only reads them.
-        // `LlamaToken` is a transparent `llama_token`. The callback's data outlives the time for which it is set: the
-        // CPU computes within the call.
+        // SAFETY: all arrays of the batch have `n_tokens` entries (positions of embeddings four times as many where they have
+        // four axes, embeddings a row of the model's width for each, see `Batch::push_embedded`) and outlive the call;
+        // llama.cpp only reads them. `LlamaToken` is a transparent `llama_token`. The callback's data outlives the time for
+        // which it is set: the CPU computes within the call.
         let compute = || unsafe {
             let data = std::ptr::from_ref(&stop).cast_mut().cast();
             sys::llama_set_abort_callback(raw, Some(asked), data);
+            if batch.sees_all {
+                sys::llama_set_causal_attn(raw, false);
+            }
             let code = sys::llama_decode(raw, raw_batch);
+            if batch.sees_all {
+                sys::llama_set_causal_attn(raw, true);
+            }
             sys::llama_set_abort_callback(raw, None, std::ptr::null_mut());
             log::step_is_stopped(false);
             code
@@ -417,25 +438,66 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// The tokens of a step.
+/// The tokens of a step, or the embeddings of one image or audio in their place: never both.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     tokens: Vec<LlamaToken>,
+    /// One after another, a row of the model's width each.
+    embeddings: Vec<f32>,
+    /// Of an embedding, along the time axis.
     positions: Vec<i32>,
+    /// Of embeddings, along the other three axes.
+    other_axes: [Vec<i32>; 3],
     sequences: Vec<SeqId>,
     outputs: Vec<i8>,
+    /// Whether each of the embeddings attends to all others of the batch, later ones too.
+    sees_all: bool,
 }
 
 impl Batch {
     pub(super) fn clear(&mut self) {
         self.tokens.clear();
+        self.embeddings.clear();
         self.positions.clear();
+        self.other_axes.iter_mut().for_each(Vec::clear);
         self.sequences.clear();
         self.outputs.clear();
+        self.sees_all = false;
     }
 
     pub(super) fn len(&self) -> usize {
-        self.tokens.len()
+        self.positions.len()
+    }
+
+    /// Makes the empty batch one of embeddings: those at `part` of what stands in for an image or audio, whose first one has
+    /// this position in a sequence. Where `last_is_output`, the last of them is an output; its row is given back.
+    pub(super) fn push_embedded(
+        &mut self,
+        embedded: &Embedded,
+        part: Range<usize>,
+        position: usize,
+        sequence: SeqId,
+        last_is_output: bool,
+    ) -> Option<usize> {
+        let position = i32::try_from(position).unwrap_or(i32::MAX);
+        self.embeddings.extend_from_slice(embedded.rows(part.clone()));
+        for at in part.clone() {
+            let [time, others @ ..] = embedded.axes(at, position);
+            self.positions.push(time);
+            for (axis, of_this) in self.other_axes.iter_mut().zip(others) {
+                axis.push(of_this);
+            }
+            self.sequences.push(sequence);
+            self.outputs.push(i8::from(last_is_output && at + 1 == part.end));
+        }
+        self.sees_all = !embedded.is_causal();
+        last_is_output.then(|| self.len() - 1)
+    }
+
+    /// The positions of embeddings as llama.cpp wants them: axis after axis.
+    fn axes(&self, four: bool) -> Vec<i32> {
+        let others = if four { self.other_axes.as_slice() } else { &[] };
+        self.positions.iter().chain(others.iter().flatten()).copied().collect()
     }
 
     /// Adds a token at a position of a sequence. Returns its row, by which an output is read.

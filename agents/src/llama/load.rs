@@ -93,7 +93,7 @@ impl Loaded {
     }
 
     #[expect(unsafe_code, reason = "the binding does not give its pointer")]
-    fn raw(&self) -> NonNull<llama_cpp_sys_2::llama_model> {
+    pub(super) fn raw(&self) -> NonNull<llama_cpp_sys_2::llama_model> {
         // SAFETY: `LlamaModel` is a transparent wrapper of this very pointer; the binding's version is pinned.
         unsafe { *std::ptr::from_ref(&self.model).cast() }
     }

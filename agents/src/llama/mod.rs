@@ -6,7 +6,8 @@
 //! (`encoder.rs`).
 //!
 //! The way of a request for text: template and tokens (`prompt.rs`, `template.rs`), the loop, and for each token its
-//! choice (`sampling.rs`, `constrain.rs`, `grammar.rs`) and its text (`text.rs`, `tools.rs`).
+//! choice (`sampling.rs`, `constrain.rs`, `grammar.rs`) and its text (`text.rs`, `tools.rs`). Images and audio beside it become
+//! embeddings first (`multimodal/`); speech is written down by such requests (`transcribe.rs`).
 
 mod check;
 mod constrain;
@@ -20,6 +21,7 @@ mod header;
 mod load;
 mod log;
 mod measure;
+mod multimodal;
 mod projector;
 mod prompt;
 mod record;
@@ -30,6 +32,7 @@ mod template;
 mod thread;
 mod took;
 mod tools;
+mod transcribe;
 mod weights;
 
 pub use runtime::set_free_running;
@@ -37,6 +40,7 @@ pub use sessions::SessionStore;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sarai_core::backend::{Backend, LoadRequest, Model, ServedBy};
@@ -74,8 +78,10 @@ pub struct GgufSettings {
     pub parallel: Option<usize>,
     /// LoRA adapters, and the scale of each.
     pub lora: Vec<(PathBuf, f32)>,
-    /// The projector for images and audio. It is checked with the model, and not used yet.
+    /// The projector for images and audio of a model that generates.
     pub mmproj: Option<PathBuf>,
+    /// The projector's memory is given back when it had nothing to do for so long; `None` keeps it.
+    pub projector_ttl: Option<Duration>,
     /// Where conversations are kept when they have to leave the context; `None` keeps none.
     pub sessions: Option<Arc<SessionStore>>,
 }
@@ -96,6 +102,7 @@ impl GgufSettings {
             parallel: None,
             lora: Vec::new(),
             mmproj: None,
+            projector_ttl: None,
             sessions: None,
         }
     }
@@ -118,13 +125,16 @@ const MOST_PARALLEL: u32 = 64;
 #[derive(Debug)]
 pub struct GgufBackend {
     settings: Arc<GgufSettings>,
+    capabilities: Capabilities,
 }
 
 impl GgufBackend {
-    /// A backend for a file. Nothing is read yet.
+    /// A backend for a file. Of it nothing is read yet; of a projector the header, which tells whether it sees and hears. One
+    /// that cannot be read is taken to do both: the model's load fails then, and says why.
     #[must_use]
     pub fn new(settings: GgufSettings) -> Self {
-        Self { settings: Arc::new(settings) }
+        let capabilities = capabilities(&settings);
+        Self { settings: Arc::new(settings), capabilities }
     }
 }
 
@@ -135,7 +145,7 @@ impl Backend for GgufBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::of(&[self.settings.purpose])
+        self.capabilities
     }
 
     fn parallel(&self) -> usize {
@@ -165,6 +175,20 @@ impl Backend for GgufBackend {
             }
         })
     }
+}
+
+fn capabilities(settings: &GgufSettings) -> Capabilities {
+    let mut all = Capabilities::of(&[settings.purpose]);
+    if let Some(mmproj) = settings.mmproj.as_ref().filter(|_| settings.purpose == Capability::Generate) {
+        let (sees, hears) = projector::towers(mmproj).unwrap_or((true, true));
+        if sees {
+            all = all.with(Capability::See);
+        }
+        if hears {
+            all = all.with(Capability::Hear).with(Capability::Transcribe);
+        }
+    }
+    all
 }
 
 fn read_header(settings: &GgufSettings) -> Result<Header, Error> {

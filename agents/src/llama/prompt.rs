@@ -1,9 +1,16 @@
-//! From a request to the tokens that the model is to continue: template, tokens, and what is done when they are too many.
+//! From a request to the tokens that the model is to continue: template, tokens, what stands in for images and audio, and what
+//! is done when they are too many.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
 
 use llama_cpp_2::token::LlamaToken;
 use sarai_core::request::{GenerateRequest, Message, Prompt, Role, Tool, Truncate};
 
+use super::engine::Layout;
 use super::load::Loaded;
+use super::multimodal::{Medium, Piece, Pieces};
 use super::template::{self, Conversation, Markers};
 use super::tools::{self, Format};
 use crate::Error;
@@ -15,11 +22,49 @@ const ROOM_FOR_ANSWER: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Tokens {
     pub(super) tokens: Vec<LlamaToken>,
+    /// What some of them stand in for.
+    pub(super) layout: Layout,
     /// How many of them, at the end, are the beginning of the answer.
     pub(super) prefill: usize,
     /// The end of the instructions, where they are at the beginning: other conversations may begin with them, too.
     pub(super) instructions: Option<usize>,
     pub(super) truncated: bool,
+}
+
+/// What stands in a prompt for the images and audio of a request's messages.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Media(BTreeMap<usize, Pieces>);
+
+impl Media {
+    /// Notes what stands for one of them.
+    pub(super) fn insert(&mut self, medium: &Medium, pieces: Pieces) {
+        self.0.insert(Self::key(medium.bytes()), pieces);
+    }
+
+    /// What stands for each image and audio of these messages, in their order.
+    fn of(&self, messages: &[Message]) -> Result<Vec<&Pieces>, Error> {
+        let mut all = Vec::new();
+        for message in messages {
+            for image in &message.images {
+                all.push(self.0.get(&Self::key(image.bytes())).ok_or(Error::CannotSee)?);
+            }
+            for audio in &message.audio {
+                all.push(self.0.get(&Self::key(audio.bytes())).ok_or(Error::CannotHear)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Clones of an image or audio share their bytes: as long as the request lives, their place tells them apart.
+    fn key(bytes: &[u8]) -> usize {
+        bytes.as_ptr().addr()
+    }
+}
+
+/// Stands in the template's text for an image or audio. Nobody can write it by chance or on purpose: a part of it is random.
+fn medium() -> &'static str {
+    static MEDIUM: OnceLock<String> = OnceLock::new();
+    MEDIUM.get_or_init(|| format!("<|medium-{:016x}|>", RandomState::new().hash_one(0)))
 }
 
 /// The template's text and its words for the vocabulary's markers, looked up once for a request.
@@ -32,6 +77,16 @@ struct Template<'a> {
     instructions: Option<String>,
     /// The beginning of the answer.
     prefill: &'a str,
+    media: &'a Media,
+}
+
+/// A prompt's tokens on their way to [`Tokens`].
+#[derive(Debug)]
+struct Begun {
+    tokens: Vec<LlamaToken>,
+    layout: Layout,
+    /// How many of the tokens, at the end, are the answer's.
+    prefill: usize,
 }
 
 /// The format in which a model calls tools.
@@ -40,14 +95,19 @@ pub(super) fn tool_format(loaded: &Loaded) -> Format {
 }
 
 /// The tokens of a request for a context of `n_ctx`.
-pub(super) fn tokens(loaded: &Loaded, request: &GenerateRequest, n_ctx: u32) -> Result<Tokens, Error> {
+pub(super) fn tokens(
+    loaded: &Loaded,
+    request: &GenerateRequest,
+    media: &Media,
+    n_ctx: u32,
+) -> Result<Tokens, Error> {
     let prefill = request.prefill.as_ref().map_or("", |prefill| prefill.text.as_str());
-    let template = Template::new(loaded, &request.tools, prefill);
+    let template = Template::new(loaded, &request.tools, prefill, media);
     let fits = |tokens: &[LlamaToken], room: u32| tokens.len() + (room as usize) <= n_ctx as usize;
     let answer = request.sampling.max_tokens.unwrap_or(u32::MAX).clamp(1, n_ctx.div_ceil(ROOM_FOR_ANSWER));
     match &request.prompt {
         Prompt::Raw(text) => {
-            let (mut tokens, prefill) = template.begun(text)?;
+            let Begun { mut tokens, layout, prefill } = template.begun(text, Vec::new())?;
             let truncated = request.truncate == Truncate::Oldest && !fits(&tokens, 1);
             if truncated {
                 // The first token of a vocabulary that has one stays at the beginning.
@@ -57,17 +117,19 @@ pub(super) fn tokens(loaded: &Loaded, request: &GenerateRequest, n_ctx: u32) -> 
             }
             // Of what has been said, too, the beginning may have gone.
             let prefill = prefill.min(tokens.len());
-            Tokens { tokens, prefill, instructions: None, truncated }.checked(n_ctx)
+            Tokens { tokens, layout, prefill, instructions: None, truncated }.checked(n_ctx)
         }
         Prompt::Chat(messages) if messages.is_empty() => Err(Error::EmptyPrompt),
         Prompt::Chat(messages) => {
-            let (whole, prefill) = template.begun(&template.render(messages, true)?)?;
-            if fits(&whole, 1) || request.truncate == Truncate::Error {
-                let instructions = template.instructions_end(messages, &whole);
-                return Tokens { tokens: whole, prefill, instructions, truncated: false }.checked(n_ctx);
+            let whole = template.conversation(messages)?;
+            if fits(&whole.tokens, 1) || request.truncate == Truncate::Error {
+                let instructions = template.instructions_end(messages, &whole.tokens);
+                let Begun { tokens, layout, prefill } = whole;
+                return Tokens { tokens, layout, prefill, instructions, truncated: false }.checked(n_ctx);
             }
-            let tokens = template.newest(messages, |tokens| fits(tokens, answer))?;
-            Tokens { tokens, prefill, instructions: None, truncated: true }.checked(n_ctx)
+            let Begun { tokens, layout, prefill } =
+                template.newest(messages, |tokens| fits(tokens, answer))?;
+            Tokens { tokens, layout, prefill, instructions: None, truncated: true }.checked(n_ctx)
         }
     }
 }
@@ -82,7 +144,7 @@ impl Tokens {
 }
 
 impl<'a> Template<'a> {
-    fn new(loaded: &'a Loaded, tools: &'a [Tool], prefill: &'a str) -> Self {
+    fn new(loaded: &'a Loaded, tools: &'a [Tool], prefill: &'a str, media: &'a Media) -> Self {
         let vocab = loaded.model().vocab();
         // A vocabulary without such a token gives -1, which llama.cpp must not be asked about.
         let marker = |token: LlamaToken| {
@@ -93,16 +155,22 @@ impl<'a> Template<'a> {
         let knows_tools = own.as_deref().and_then(Format::of).is_some();
         let instructions = (!tools.is_empty() && !knows_tools).then(|| tools::instructions(tools));
         let markers = Markers { bos: marker(vocab.bos()), eos: marker(vocab.eos()) };
-        Self { loaded, own, markers, tools: if knows_tools { tools } else { &[] }, instructions, prefill }
+        let tools = if knows_tools { tools } else { &[] };
+        Self { loaded, own, markers, tools, instructions, prefill, media }
     }
 
-    /// The tokens of a prompt and of the answer's beginning, and how many of them are the latter's. The two are cut into
-    /// tokens apart, as they were when the answer began: a model does not write a token that begins in its prompt.
-    fn begun(&self, prompt: &str) -> Result<(Vec<LlamaToken>, usize), Error> {
-        let mut tokens = self.tokenize(prompt)?;
+    /// The tokens of a conversation that is to be answered, and of the answer's beginning.
+    fn conversation(&self, messages: &[Message]) -> Result<Begun, Error> {
+        self.begun(&self.render(messages, true)?, self.media.of(messages)?)
+    }
+
+    /// The tokens of a prompt and of the answer's beginning. The two are cut into tokens apart, as they were when the answer
+    /// began: a model does not write a token that begins in its prompt.
+    fn begun(&self, prompt: &str, media: Vec<&Pieces>) -> Result<Begun, Error> {
+        let (mut tokens, layout) = self.tokenize(prompt, media)?;
         let said = self.tokens_after_a_line(self.prefill);
         tokens.extend_from_slice(&said);
-        Ok((tokens, said.len()))
+        Ok(Begun { tokens, layout, prefill: said.len() })
     }
 
     /// The tokens of a text that is no beginning: some vocabularies put a blank before the first word of a text, so the end of a
@@ -128,19 +196,39 @@ impl<'a> Template<'a> {
             None => messages,
         };
         let conversation =
-            Conversation { messages, tools: self.tools, markers: &self.markers, to_be_answered };
+            Conversation { messages, tools: self.tools, markers: &self.markers, medium: medium(), to_be_answered };
         Ok(template::render(self.own.as_deref(), &conversation)?)
     }
 
-    fn tokenize(&self, text: &str) -> Result<Vec<LlamaToken>, Error> {
+    /// The tokens of a text, with what stands for images and audio at their places in it.
+    fn tokenize(&self, text: &str, media: Vec<&Pieces>) -> Result<(Vec<LlamaToken>, Layout), Error> {
         if text.is_empty() {
             return Err(Error::EmptyPrompt);
         }
+        let mut parts: Vec<&str> = if media.is_empty() { vec![text] } else { text.split(medium()).collect() };
+        if parts.len() != media.len() + 1 {
+            return Err(Error::TemplateDropsMedia { there: media.len(), kept: parts.len() - 1 });
+        }
+        let (mut tokens, mut layout) = (Vec::new(), Layout::default());
+        let first = parts.remove(0);
         // Many templates begin with the first token that the tokenizer would put there, too.
-        let has_bos = !self.markers.bos.is_empty() && text.starts_with(&self.markers.bos);
-        let tokens = self.loaded.model().vocab().tokenize(text.as_bytes(), !has_bos, true);
+        let has_bos = !self.markers.bos.is_empty() && first.starts_with(&self.markers.bos);
+        let vocab = self.loaded.model().vocab();
+        tokens.extend(vocab.tokenize(first.as_bytes(), !has_bos, true));
+        for (pieces, text) in media.into_iter().zip(parts) {
+            for piece in pieces.iter() {
+                match piece {
+                    Piece::Tokens(marker) => tokens.extend_from_slice(marker),
+                    Piece::Embedded(embedded) => {
+                        layout.place(tokens.len(), embedded);
+                        tokens.extend(embedded.stand_ins());
+                    }
+                }
+            }
+            tokens.extend(vocab.tokenize(text.as_bytes(), false, true));
+        }
         // A text that the vocabulary has nothing for, such as blanks alone.
-        if tokens.is_empty() { Err(Error::EmptyPrompt) } else { Ok(tokens) }
+        if tokens.is_empty() { Err(Error::EmptyPrompt) } else { Ok((tokens, layout)) }
     }
 
     /// Where the leading instructions end in `whole`, the tokens of all messages. A template that cannot say the
@@ -150,7 +238,9 @@ impl<'a> Template<'a> {
         if leading == 0 && self.instructions.is_none() {
             return None;
         }
-        let tokens = self.tokenize(&self.render(&messages[..leading], false).ok()?).ok()?;
+        let leading = &messages[..leading];
+        let media = self.media.of(leading).ok()?;
+        let (tokens, _) = self.tokenize(&self.render(leading, false).ok()?, media).ok()?;
         let common = common(&tokens, whole);
         (common > 0).then_some(common)
     }
@@ -161,23 +251,20 @@ impl<'a> Template<'a> {
         &self,
         messages: &[Message],
         fits: impl Fn(&[LlamaToken]) -> bool,
-    ) -> Result<Vec<LlamaToken>, Error> {
+    ) -> Result<Begun, Error> {
         let shorter = shorter(messages);
-        let tokens = |at: usize| {
-            let (tokens, _) = self.begun(&self.render(&shorter[at].of(messages), true)?)?;
-            Ok::<_, Error>(tokens)
-        };
+        let begun = |at: usize| self.conversation(&shorter[at].of(messages));
         // The more is left out, the shorter it is: the least that is enough, by halving.
         let (mut enough, mut most) = (0, shorter.len() - 1);
         while enough < most {
             let middle = usize::midpoint(enough, most);
-            if fits(&tokens(middle)?) {
+            if fits(&begun(middle)?.tokens) {
                 most = middle;
             } else {
                 enough = middle + 1;
             }
         }
-        tokens(enough)
+        begun(enough)
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{GgufSettings, runtime};
 
@@ -129,6 +130,11 @@ impl Record {
         static SAID: Mutex<BTreeSet<(PathBuf, &str)>> = Mutex::new(BTreeSet::new());
         SAID.lock().unwrap_or_else(PoisonError::into_inner).insert((self.file.clone(), what))
     }
+}
+
+/// A number for a file as it is now, the same in every process.
+pub(super) fn number(path: &Path) -> u64 {
+    xxh3_64(file(path).as_bytes())
 }
 
 /// A file as it is now, what is done with it, and what does it: what a measurement holds for.

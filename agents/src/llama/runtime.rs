@@ -198,6 +198,12 @@ pub(super) fn computing(
     result
 }
 
+/// Computes something beside the models' steps, such as an image's embeddings: counts as a model at work meanwhile.
+pub(super) fn working<T>(work: impl FnOnce() -> T) -> T {
+    let _at_work = AtWork::begin();
+    work()
+}
+
 /// A model that computes a step, until this is dropped.
 struct AtWork;
 

@@ -69,7 +69,9 @@ impl Chooser {
             ]);
         }
         let mut chain = LlamaSampler::chain(samplers, true);
-        chain.accept_many(&prompt[prompt.len().saturating_sub(REPEAT_LAST)..]);
+        // What stands in for an image or audio is no word.
+        let last = &prompt[prompt.len().saturating_sub(REPEAT_LAST)..];
+        chain.accept_many(last.iter().filter(|token| token.0 >= 0));
         Ok(Self { chain, plain, form, bias, candidates: LlamaTokenDataArray::new(Vec::new(), false) })
     }
 

@@ -31,15 +31,17 @@ pub(super) struct Conversation<'a> {
     pub(super) messages: &'a [Message],
     pub(super) tools: &'a [Tool],
     pub(super) markers: &'a Markers,
+    /// What stands for each image and audio, before its message's text.
+    pub(super) medium: &'a str,
     /// Whether the model is to speak next.
     pub(super) to_be_answered: bool,
 }
 
 /// The text of a conversation, up to where the model is to speak.
 pub(super) fn render(template: Option<&str>, conversation: &Conversation<'_>) -> Result<String, Error> {
-    let Conversation { messages, tools, markers, to_be_answered } = *conversation;
+    let Conversation { messages, tools, markers, medium, to_be_answered } = *conversation;
     let mut calls = CallIds::default();
-    let messages: Vec<Value> = messages.iter().map(|each| message(each, &mut calls)).collect();
+    let messages: Vec<Value> = messages.iter().map(|each| message(each, medium, &mut calls)).collect();
     let tools: Vec<Value> = tools.iter().map(|tool| Value::from(Serde(tools::described(tool)))).collect();
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -60,9 +62,9 @@ pub(super) fn render(template: Option<&str>, conversation: &Conversation<'_>) ->
 }
 
 /// A message as templates know it: keys that do not apply are absent, because templates ask for them.
-fn message(message: &Message, calls: &mut CallIds) -> Value {
-    let mut fields =
-        vec![("role", Value::from(message.role.as_str())), ("content", message.content.as_str().into())];
+fn message(message: &Message, medium: &str, calls: &mut CallIds) -> Value {
+    let content = medium.repeat(message.images.len() + message.audio.len()) + &message.content;
+    let mut fields = vec![("role", Value::from(message.role.as_str())), ("content", content.into())];
     if !message.tool_calls.is_empty() {
         let call = |call: &ToolCall| {
             let function =
@@ -257,7 +259,7 @@ mod tests {
     }
 
     fn say_with(template: Option<&str>, messages: &[Message], tools: &[Tool]) -> Result<String, Error> {
-        render(template, &Conversation { messages, tools, markers: &markers(), to_be_answered: true })
+        render(template, &Conversation { messages, tools, markers: &markers(), medium: "", to_be_answered: true })
     }
 
     #[test]

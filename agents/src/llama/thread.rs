@@ -20,12 +20,13 @@ use super::context::{Context, Shape};
 use super::header::Header;
 use super::load::Loaded;
 use super::measure::Growth;
+use super::multimodal::{self, Held, Multimodal};
 use super::runtime::{self, Activity, LoadTurn};
-use super::{GgufSettings, encoder, estimate, measure, took, weights};
+use super::{GgufSettings, encoder, estimate, measure, projector, record, took, weights};
 use crate::Error;
 
 /// Commands that may wait for the thread; the pool's leases keep them below this.
-const WAITING: usize = 64;
+pub(super) const WAITING: usize = 64;
 
 /// A loaded model's thread, seen from the rest of the program.
 pub(super) struct Thread<C> {
@@ -35,6 +36,8 @@ pub(super) struct Thread<C> {
     shared: bool,
     /// The thread has it; here it is for what needs no context.
     loaded: Weak<Loaded>,
+    /// Where the model sees or hears.
+    multimodal: Option<Multimodal>,
     commands: mpsc::Sender<C>,
     /// Work beside the thread, which holds the model too and cannot be stopped.
     beside: TaskTracker,
@@ -47,6 +50,7 @@ struct Ready {
     holds: Arc<Holds>,
     shared: bool,
     loaded: Weak<Loaded>,
+    multimodal: Option<Multimodal>,
 }
 
 /// What the model has, as its thread tells.
@@ -56,6 +60,8 @@ struct Holds {
     gained: Mutex<Gained>,
     /// What its steps have added.
     growth: Growth,
+    /// What its projector has.
+    projector: Held,
 }
 
 /// What the process gained by a model. Where it loaded beside others, its weights say that they are not exact.
@@ -95,11 +101,21 @@ impl Gained {
 }
 
 impl Holds {
-    /// What the model took at its load, or when it got its present context, and what its steps have added since.
+    /// What the model took at its load, or when it got its present context, and what its steps and its projector's work have
+    /// added since; of the projector the most that it held, because it may take that again.
     fn gained(&self) -> Option<Footprint> {
         let gained = self.gained.lock().unwrap_or_else(PoisonError::into_inner).total()?;
-        let anonymous = gained.anonymous.map(|anonymous| anonymous + self.growth.bytes());
-        Some(Footprint { anonymous, exact: gained.exact && self.growth.is_exact(), ..gained })
+        let added = self.growth.bytes() + self.projector.most();
+        let anonymous = gained.anonymous.map(|anonymous| anonymous + added);
+        let exact = gained.exact && self.growth.is_exact() && self.projector.is_exact();
+        Some(Footprint { anonymous, exact, ..gained })
+    }
+
+    /// The same, of the projector what it holds now.
+    fn held(&self) -> Option<Footprint> {
+        let gained = self.gained()?;
+        let given_back = self.projector.most().saturating_sub(self.projector.now());
+        Some(Footprint { anonymous: gained.anonymous.map(|all| all.saturating_sub(given_back)), ..gained })
     }
 
     /// What the process gained of its own memory by this load and others is this load's part of it: of its weights and its
@@ -147,10 +163,10 @@ impl<C: Send + 'static> Thread<C> {
         };
         let thread = thread.map_err(|error| Failure::new(FailureKind::Engine, error))?;
         match loaded.await.unwrap_or_else(|_| Err(Error::EngineGone { path: path.clone() })) {
-            Ok(Ready { holds, shared, loaded }) => {
+            Ok(Ready { holds, shared, loaded, multimodal }) => {
                 let thread = Mutex::new(Some(thread));
                 let beside = TaskTracker::new();
-                Ok(Self { path, holds, shared, loaded, commands, beside, stopping, thread })
+                Ok(Self { path, holds, shared, loaded, multimodal, commands, beside, stopping, thread })
             }
             Err(error) => {
                 join(thread, &path).await;
@@ -164,7 +180,12 @@ impl<C: Send + 'static> Thread<C> {
     }
 
     pub(super) fn memory(&self) -> Option<Footprint> {
-        Some(Footprint { file_backed: measure::mapped(&self.path)?, ..self.holds.gained()? })
+        Some(Footprint { file_backed: measure::mapped(&self.path)?, ..self.holds.held()? })
+    }
+
+    /// What turns images and audio into embeddings, where the model has it.
+    pub(super) fn multimodal(&self) -> Option<&Multimodal> {
+        self.multimodal.as_ref()
     }
 
     pub(super) fn memory_at_load(&self) -> Option<Footprint> {
@@ -212,8 +233,8 @@ impl<C: Send + 'static> Thread<C> {
             join(thread, &self.path).await;
         }
         let (before, after) = (before?, self.resident().await?);
-        let gained = self.holds.gained().filter(|gained| gained.exact && !shared && activity.was_alone())?;
-        let held = before.file_backed + gained.anonymous?;
+        let held = self.holds.held().filter(|held| held.exact && !shared && activity.was_alone())?;
+        let held = before.file_backed + held.anonymous?;
         Some(Freed { held, returned: before.total()?.saturating_sub(after.total()?) })
     }
 
@@ -251,8 +272,15 @@ fn run<C>(
         Ok(loaded) => loaded,
         Err(error) => return drop(ready.send(Err(error))),
     };
-    let after = measure::process();
+    let weights = measure::process();
     let n_ctx = request.estimate.n_ctx.unwrap_or(header.int("{arch}.context_length").unwrap_or(512) as u32);
+    let projector = Held::default();
+    // Ends with the thread, before the weights do.
+    let (multimodal, _projecting) = match start_projector(settings, header, &loaded, n_ctx, &projector) {
+        Ok(started) => started.unzip(),
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    let projected = measure::process();
     let (mut shape, mut context) = match context(settings, header, &loaded, n_ctx) {
         Ok(made) => made,
         Err(error) => return drop(ready.send(Err(error))),
@@ -262,11 +290,17 @@ fn run<C>(
     let holds = Arc::new(Holds {
         n_ctx: AtomicU32::new(usable(&shape, &context)),
         gained: Mutex::new(Gained {
-            weights: gained_by_weights(settings, before, after.filter(|_| alone)),
-            context: measure::grown(after).filter(|_| alone),
+            weights: gained_by_weights(settings, before, weights.filter(|_| alone)),
+            context: measure::grown(projected).filter(|_| alone),
         }),
         growth: Growth::default(),
+        projector,
     });
+    if multimodal.is_some() {
+        let anonymous = |at: Option<Footprint>| at.and_then(|at| at.anonymous);
+        let grown = anonymous(projected).zip(anonymous(weights)).map(|(after, before)| after.saturating_sub(before));
+        holds.projector.grew(grown.filter(|_| alone));
+    }
     if alone {
         drop(turn);
     } else {
@@ -278,7 +312,8 @@ fn run<C>(
             }
         });
     }
-    if ready.send(Ok(Ready { holds: Arc::clone(&holds), shared, loaded: Arc::downgrade(&loaded) })).is_err() {
+    let all = Ready { holds: Arc::clone(&holds), shared, loaded: Arc::downgrade(&loaded), multimodal };
+    if ready.send(Ok(all)).is_err() {
         return;
     }
     let mut load_time = Some(load_time);
@@ -312,6 +347,31 @@ fn run<C>(
         // Whoever asked has left: the context is there all the same.
         let _left = done.send(Ok(()));
     }
+}
+
+/// Loads the projector of a model that generates, where its settings name one.
+fn start_projector(
+    settings: &GgufSettings,
+    header: &Header,
+    loaded: &Arc<Loaded>,
+    n_ctx: u32,
+    held: &Held,
+) -> Result<Option<(Multimodal, multimodal::Projecting)>, Error> {
+    let Some(path) = settings.mmproj.as_ref().filter(|_| settings.purpose == Capability::Generate) else {
+        return Ok(None);
+    };
+    let shape = estimate::shape(header, settings, n_ctx);
+    let of_projector = multimodal::Settings {
+        path: path.clone(),
+        // The file may have changed since the model's size was asked for.
+        projection: projector::check_projector(path, header.int("{arch}.embedding_length").unwrap_or(0))?,
+        seed: record::number(path),
+        threads: shape.threads,
+        ttl: settings.projector_ttl,
+        n_ctx: n_ctx as usize,
+        n_batch: shape.n_batch as usize,
+    };
+    Multimodal::start(of_projector, loaded, held).map(Some)
 }
 
 fn context<'m>(
@@ -349,17 +409,19 @@ fn took_in_all(
         Some(_) if in_use(encoder::TOKENS) => estimate.compute.saturating_sub(holds.growth.bytes()),
         _ => return None,
     };
+    // So has the projector, which may have had no work yet.
+    let idle = estimate.projector.saturating_sub(holds.projector.most());
     // A page of a map that is not resident just now will be.
     let file = if repacked { held.file_backed } else { held.file_backed.max(estimate.weights) };
-    Some(file + held.anonymous? + untouched)
+    Some(file + held.anonymous? + untouched + idle)
 }
 
-/// What a load is expected to add to the process's own memory for its weights, and for its context: no page of a map, and
+/// What a load is expected to add to the process's own memory for its weights, its projector among them, and for its context: no page of a map, and
 /// nothing that others hold already. Compute buffers are touched later, by steps.
 fn expected_to_gain(estimate: &Estimate, repacked: bool, shared: bool) -> (Bytes, Bytes) {
     let weights = if repacked && !shared { estimate.weights } else { Bytes::ZERO };
     let overhead = if shared { Bytes::ZERO } else { estimate.overhead };
-    (weights + overhead, estimate.kv)
+    (weights + overhead + estimate.projector, estimate.kv)
 }
 
 /// What the process has gained by a model's weights: all that it grew by, where nothing else made it grow meanwhile. Else

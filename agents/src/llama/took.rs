@@ -117,8 +117,9 @@ fn spare(bytes: Bytes) -> Bytes {
 /// `None` while it is open how the weights are held.
 fn key(settings: &GgufSettings) -> Option<String> {
     let repacked = weights::repacked(settings)?;
-    let GgufSettings { parallel, lora, kv_cache_type, .. } = settings;
-    Some(format!("{} {repacked} {kv_cache_type:?} {parallel:?} {lora:?}", record::key(settings)))
+    let GgufSettings { parallel, lora, kv_cache_type, mmproj, .. } = settings;
+    let key = record::key(settings);
+    Some(format!("{key} {repacked} {kv_cache_type:?} {parallel:?} {lora:?} {mmproj:?}"))
 }
 
 fn with_context(key: &str, n_ctx: u32) -> String {

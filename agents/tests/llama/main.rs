@@ -8,6 +8,7 @@ mod embedding;
 mod files;
 mod forms;
 mod generation;
+mod media;
 mod memory;
 mod sessions;
 mod weights;

@@ -142,6 +142,8 @@ pub struct GgufConfig {
     pub lora: Vec<(PathBuf, f32)>,
     /// The projector for images and audio.
     pub mmproj: Option<PathBuf>,
+    /// The projector's memory is given back after so long without an image or audio.
+    pub projector_ttl: Option<Duration>,
 }
 
 /// What a model is for. Only LLMs count for `max_concurrent_llms`.

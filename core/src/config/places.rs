@@ -13,7 +13,7 @@ use super::hosts::IMPLICIT;
 use super::models::Scope;
 use super::raw::{RawBackend, RawModel};
 use super::sources::Source;
-use super::values::{HostModels, Names, RawContext};
+use super::values::{HostModels, Names, RawContext, Span};
 use crate::units::ModelName;
 
 /// The name of [`RawBackend::GgufNative`] among fallbacks.
@@ -70,6 +70,11 @@ pub(super) fn places(
     let mmproj = check.optional(&at_mmproj, raw.mmproj);
     let is_empty = mmproj.as_deref().is_some_and(|path| path.trim().is_empty());
     check.require(&at_mmproj, !is_empty, "must not be empty");
+    let at_projector_ttl = at.key("projector_ttl");
+    let projector_ttl = check.optional(&at_projector_ttl, raw.projector_ttl).map(|Span(ttl)| ttl);
+    if projector_ttl.is_some() && mmproj.is_none() {
+        check.warn(&at_projector_ttl, "no effect: the model has no mmproj");
+    }
     let gguf = from_file.then(|| GgufConfig {
         path: model_file(name, raw.path, at, check),
         context,
@@ -78,6 +83,7 @@ pub(super) fn places(
         threads: threads(raw.threads, &at.key("threads"), check),
         parallel: parallel(raw.parallel, &at.key("parallel"), check),
         lora: lora(raw.lora, &at.key("lora"), check),
+        projector_ttl,
         mmproj: mmproj.filter(|_| !is_empty).map(|path| found(&path, check)),
     });
 
@@ -199,6 +205,7 @@ fn note_unused(raw: &RawModel, (on_host, from_file): (bool, bool), at: &At<'_>, 
     let of_files = [
         ("path", !raw.path.is_absent()),
         ("mmproj", !raw.mmproj.is_absent()),
+        ("projector_ttl", !raw.projector_ttl.is_absent()),
         ("weights", !raw.weights.is_absent()),
         ("kv_cache_type", !raw.kv_cache_type.is_absent()),
         ("threads", !raw.threads.is_absent()),

@@ -102,9 +102,10 @@ pub(super) struct RawModel {
     /// The GGUF file of backend gguf_native, relative to this file's folder, then to the working directory. Default:
     /// models/<name>.gguf.
     pub(super) path: Field<String>,
-    /// The projector for images and audio of a GGUF file. Checked with the model, not used yet: this version works with text
-    /// alone.
+    /// The projector (mmproj) of a GGUF file: with it the model sees images, hears audio, or both.
     pub(super) mmproj: Field<String>,
+    /// The projector's memory is given back when it has had nothing to do for this long. Default: kept with the model.
+    pub(super) projector_ttl: Field<Span>,
     /// The context length: auto (by free memory), a number of tokens, or bounds for auto. Default: auto.
     pub(super) context: Field<RawContext>,
     /// How the weights of a GGUF file are held. Default: auto.

@@ -72,6 +72,7 @@ pub(super) fn no_place_keys(raw: RawModel, at: &At<'_>, check: &mut Check<'_>) {
         ("host_model", raw.host_model.is_absent()),
         ("path", raw.path.is_absent()),
         ("mmproj", raw.mmproj.is_absent()),
+        ("projector_ttl", raw.projector_ttl.is_absent()),
         ("context", raw.context.is_absent()),
         ("weights", raw.weights.is_absent()),
         ("threads", raw.threads.is_absent()),

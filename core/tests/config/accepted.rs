@@ -51,6 +51,7 @@ fn gguf(path: &str) -> Place {
         parallel: None,
         lora: Vec::new(),
         mmproj: None,
+        projector_ttl: None,
     })
 }
 

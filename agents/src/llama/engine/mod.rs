@@ -6,6 +6,7 @@
 //! way goes on with it. What has to leave is written to the session store.
 
 mod kept;
+mod layout;
 mod pace;
 mod sequence;
 
@@ -33,6 +34,7 @@ use pace::{Pace, split};
 use sequence::Goes;
 
 pub(super) use kept::reusable;
+pub(super) use layout::{Layout, Next};
 pub(super) use sequence::Sequence;
 
 /// How long a request to an idle engine is held back for others that are being prepared.
@@ -102,6 +104,8 @@ pub(super) struct Engine<'m> {
     whole: bool,
     /// Whether the context was full: nobody is let in before somebody has ended.
     full: bool,
+    /// Whether the last step was an image's or audio's: those who read and write text come next.
+    looked: bool,
     pace: Pace,
     batch: Batch,
     threads: usize,
@@ -147,6 +151,7 @@ impl<'m> Engine<'m> {
             parallel: parallel as usize,
             whole,
             full: false,
+            looked: false,
             pace: Pace::new(shape.n_batch as usize),
             batch: Batch::default(),
             threads: shape.threads,
@@ -260,7 +265,8 @@ impl<'m> Engine<'m> {
         let prompt = &new.tokens[..new.tokens.len() - 1];
         let had = self.kept.best(&new.tokens).map_or(0, |(_, length)| length);
         for leader in &mut self.running {
-            let common = common(leader.prompt(), prompt);
+            // An image that both begin with is waited for as a whole.
+            let common = leader.layout.whole(common(leader.prompt(), prompt));
             if common >= had + WORTH_WAITING && leader.computed < common {
                 if self.whole && !leader.marks.contains(&common) {
                     leader.marks.push(common);
@@ -274,10 +280,10 @@ impl<'m> Engine<'m> {
 
     /// Gives a sequence its place in the context, with all of its beginning that is there already or on disk.
     fn begin(&mut self, sequence: &mut Sequence) {
-        let (place, computed) = self.beginning(&sequence.tokens);
+        let (place, computed) = self.beginning(sequence);
         // Of what was restored or taken over, only the common beginning counts.
         if !self.whole {
-            self.context.cut(place, computed);
+            self.context.cut(place, sequence.layout.position(computed));
         }
         sequence.place = Some(place);
         sequence.computed = computed;
@@ -293,51 +299,61 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// A place that holds as much as possible of the beginning of `tokens`, and how much that is. It may hold more than
+    /// A place that holds as much as possible of the beginning of a sequence, and how much that is. It may hold more than
     /// that, which has to be cut off.
-    fn beginning(&mut self, tokens: &[LlamaToken]) -> (SeqId, usize) {
-        let had = self.longest(tokens).map_or(0, |there| there.length);
-        if let Some(restored) = self.restored(tokens, had + WORTH_READING) {
+    fn beginning(&mut self, of: &Sequence) -> (SeqId, usize) {
+        let had = self.longest(of).map_or(0, |there| there.length);
+        if let Some(restored) = self.restored(of, had + WORTH_READING) {
             return restored;
         }
         // Looked up again: room for a session that then could not be read may have cost it.
-        match self.longest(tokens) {
+        match self.longest(of) {
             // What the kept sequence is the beginning of takes its place, unless it may be wanted as it is again.
             Some(There { place, length, ends_there: true }) if !self.whole => {
                 self.kept.take(place);
                 (place, length)
             }
-            Some(There { place, length, .. }) => (self.share(place, length), length),
+            Some(There { place, length, .. }) => (self.share(place, of, length), length),
             None => (self.free_place(), 0),
         }
     }
 
-    /// The longest beginning of `tokens` that the context holds, kept or of a request that runs.
-    fn longest(&mut self, tokens: &[LlamaToken]) -> Option<There> {
-        let kept = self.kept.best(tokens).map(|(entry, length)| There {
+    /// The longest beginning of a sequence that the context holds, kept or of a request that runs.
+    fn longest(&mut self, of: &Sequence) -> Option<There> {
+        let whole = self.whole;
+        // An image or audio counts as a whole, and a state that cannot be cut must not end in the middle of one.
+        let usable = |length: usize| match of.layout.whole(length) {
+            cut if whole && cut < length => 0,
+            cut => cut,
+        };
+        let kept = self.kept.best(&of.tokens).map(|(entry, length)| There {
             place: entry.sequence,
-            length,
-            ends_there: length == entry.tokens.len(),
+            length: usable(length),
+            ends_there: usable(length) == entry.tokens.len(),
         });
         let of_running = |other: &Sequence| {
-            let length = reusable(&other.tokens[..other.computed], tokens, self.whole);
+            let length = usable(reusable(&other.tokens[..other.computed], &of.tokens, whole));
             Some(There { place: other.place?, length, ends_there: false })
         };
         let running = self.running.iter().filter_map(of_running);
         running.chain(kept).filter(|there| there.length > 0).max_by_key(|there| there.length)
     }
 
-    /// A place with a beginning of `tokens` from disk, where that is worth it.
-    fn restored(&mut self, tokens: &[LlamaToken], least: usize) -> Option<(SeqId, usize)> {
+    /// A place with a beginning of a sequence from disk, where that is worth it.
+    fn restored(&mut self, of: &Sequence, least: usize) -> Option<(SeqId, usize)> {
         let sessions = self.sessions.as_mut()?;
         let n_ctx = self.context.n_ctx() as usize;
-        let (session, length) = sessions.best(tokens, n_ctx).filter(|(_, length)| *length >= least)?;
+        let (session, length) = sessions.best(&of.tokens, n_ctx)?;
+        let cut = of.layout.whole(length);
+        if cut < least || self.whole && cut < length {
+            return None;
+        }
         if !self.clear_room(session.tokens()) {
             return None;
         }
         let place = self.free_place();
         if self.sessions.as_mut()?.restore(&session, &mut self.context, place) {
-            return Some((place, length));
+            return Some((place, cut));
         }
         self.forget(Some(place));
         None
@@ -360,9 +376,10 @@ impl<'m> Engine<'m> {
         true
     }
 
-    fn share(&mut self, from: SeqId, length: usize) -> SeqId {
+    /// A sequence of the context that begins with the first `length` tokens of `from`, which are also those of `of`.
+    fn share(&mut self, from: SeqId, of: &Sequence, length: usize) -> SeqId {
         let to = self.free_place();
-        self.context.share(from, to, length);
+        self.context.share(from, to, of.layout.position(length));
         to
     }
 
@@ -410,22 +427,41 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// How many tokens of each sequence go into the next step.
-    fn plan(&self) -> Vec<Part> {
-        let reads = |sequence: &&Sequence| sequence.pending() > 1;
-        let pending: Vec<usize> = self
-            .running
-            .iter()
-            .filter(reads)
-            .map(|sequence| sequence.pending().min(sequence.next_mark() - sequence.computed))
+    /// How many tokens of each sequence go into the next step. Embeddings of images and audio have steps of their own, by turns
+    /// with those of text.
+    fn plan(&mut self) -> Vec<Part> {
+        let looks = self.running.iter().position(Sequence::looks);
+        let has_text = self.running.iter().any(|sequence| !sequence.looks());
+        if let Some(at) = looks.filter(|_| !(self.looked && has_text)) {
+            self.looked = true;
+            return vec![self.look(at)];
+        }
+        self.looked = false;
+        let text = || self.running.iter().enumerate().filter(|(_, sequence)| !sequence.looks());
+        let reads = |sequence: &Sequence| sequence.pending() > 1;
+        let pending: Vec<usize> = text()
+            .filter(|(_, sequence)| reads(sequence))
+            .map(|(_, sequence)| sequence.pending().min(sequence.next_mark() - sequence.computed))
             .collect();
-        let writers = self.running.len() - pending.len();
+        let writers = text().count() - pending.len();
         let mut reading = split(&pending, self.pace.tokens(self.is_alone(), writers)).into_iter();
         let part = |(at, sequence): (usize, &Sequence)| {
-            let tokens = if sequence.pending() > 1 { reading.next().unwrap_or(0) } else { 1 };
+            let tokens = if reads(sequence) { reading.next().unwrap_or(0) } else { 1 };
             Part { at, tokens, row: None }
         };
-        self.running.iter().enumerate().map(part).filter(|part| part.tokens > 0).collect()
+        text().map(part).filter(|part| part.tokens > 0).collect()
+    }
+
+    /// A part of the image or audio that comes next in a sequence; all of it, where each of its embeddings attends to all.
+    fn look(&self, at: usize) -> Part {
+        let tokens = match self.running[at].next() {
+            Next::Embedded { embedded, done } if embedded.is_causal() => {
+                (embedded.len() - done).min(self.pace.tokens(self.is_alone(), 0))
+            }
+            Next::Embedded { embedded, .. } => embedded.len(),
+            Next::Tokens(_) => 0,
+        };
+        Part { at, tokens, row: None }
     }
 
     /// Whether there is one request and no other.
@@ -439,9 +475,18 @@ impl<'m> Engine<'m> {
             let sequence = &self.running[part.at];
             let Some(place) = sequence.place else { continue };
             let end = sequence.computed + part.tokens;
+            if let Next::Embedded { embedded, done } = sequence.next() {
+                // Of a grid, all have the position of its first.
+                let from = sequence.layout.position(sequence.computed - done);
+                let chooses = end == sequence.tokens.len();
+                part.row =
+                    self.batch.push_embedded(embedded, done..done + part.tokens, from, place, chooses);
+                continue;
+            }
             for position in sequence.computed..end {
                 let chooses = position + 1 == sequence.tokens.len();
-                let row = self.batch.push(sequence.tokens[position], position, place, chooses);
+                let stands_at = sequence.layout.position(position);
+                let row = self.batch.push(sequence.tokens[position], stands_at, place, chooses);
                 part.row = chooses.then_some(row);
             }
         }
@@ -479,7 +524,8 @@ impl<'m> Engine<'m> {
     fn mark(&mut self, at: usize, place: Option<SeqId>, computed: usize) {
         let tokens = self.running[at].tokens[..computed].to_vec();
         let Some(place) = place else { return };
-        let copy = self.share(place, computed);
+        let copy = self.free_place();
+        self.context.share(place, copy, self.running[at].layout.position(computed));
         for superfluous in self.kept.insert(Entry { sequence: copy, tokens }) {
             self.forget(Some(superfluous.sequence));
         }

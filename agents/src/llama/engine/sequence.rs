@@ -10,9 +10,10 @@ use tokio::sync::mpsc;
 use super::super::constrain::Form;
 use super::super::context::SeqId;
 use super::super::load::Loaded;
-use super::super::prompt::{self, Tokens};
+use super::super::prompt::{self, Media, Tokens};
 use super::super::sampling::{Chooser, logprobs};
 use super::super::tools::Calls;
+use super::layout::{Layout, Next};
 use crate::Error;
 use crate::text::{Characters, Stops};
 
@@ -21,6 +22,8 @@ use crate::text::{Characters, Stops};
 pub(in super::super) struct Sequence {
     /// The prompt, then what has been chosen.
     pub(super) tokens: Vec<LlamaToken>,
+    /// What of the prompt are images and audio.
+    pub(super) layout: Layout,
     /// How many of them are in the context.
     pub(super) computed: usize,
     /// The sequence of the context that holds them; `None` while it waits.
@@ -67,19 +70,18 @@ impl Sequence {
     pub(in super::super) fn prepare(
         loaded: &Loaded,
         request: &GenerateRequest,
+        media: &Media,
         n_ctx: u32,
         deltas: mpsc::Sender<Result<Delta, Failure>>,
     ) -> Result<Self, Error> {
         if let Some(what) = request.contradiction() {
             return Err(Error::Contradiction { what });
         }
-        if request.has_images() {
-            return Err(Error::CannotSee);
-        }
         let said = request.prefill.as_ref().map_or("", |prefill| prefill.text.as_str());
         let form = request.constraint.as_ref().map(|constraint| Form::after(constraint, said, loaded));
         let form = form.transpose()?;
-        let Tokens { tokens, prefill, instructions, truncated } = prompt::tokens(loaded, request, n_ctx)?;
+        let Tokens { tokens, layout, prefill, instructions, truncated } =
+            prompt::tokens(loaded, request, media, n_ctx)?;
         let sampling = &request.sampling;
         let calls = (!request.tools.is_empty()).then(|| Calls::new(prompt::tool_format(loaded)));
         Ok(Self {
@@ -101,6 +103,7 @@ impl Sequence {
                 last: None,
             },
             tokens,
+            layout,
             deltas,
         })
     }
@@ -115,6 +118,16 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// What comes next in it.
+    pub(super) fn next(&self) -> Next<'_> {
+        self.layout.next(self.computed)
+    }
+
+    /// Whether images or audio come next in it.
+    pub(super) fn looks(&self) -> bool {
+        matches!(self.next(), Next::Embedded { .. })
+    }
+
     /// Whether it has begun to answer.
     pub(super) fn writes(&self) -> bool {
         self.tokens.len() > self.prompt_length
@@ -125,9 +138,13 @@ impl Sequence {
         self.deltas.is_closed()
     }
 
-    /// Where the next step of it has to end at the latest, for a mark.
+    /// Where the next step of its tokens has to end at the latest: for a mark, or for an image.
     pub(super) fn next_mark(&self) -> usize {
-        self.marks.iter().copied().find(|mark| *mark > self.computed).unwrap_or(usize::MAX)
+        let mark = self.marks.iter().copied().find(|mark| *mark > self.computed).unwrap_or(usize::MAX);
+        match self.next() {
+            Next::Tokens(until) => mark.min(until),
+            Next::Embedded { .. } => mark,
+        }
     }
 
     /// A request that asks for no tokens is over before anything is computed.
