@@ -44,6 +44,7 @@ pub use sarai_core as core;
 pub use sarai_core::answer::{
     Answer, AnswerEvent, AnswerStream, CallOptions, Handover, Models, OnStreamFailure, Priority, Provenance,
 };
+pub use sarai_core::audio::Audio;
 pub use sarai_core::config::{Budget, Class, ModelRole, Preset};
 pub use sarai_core::image::Image;
 pub use sarai_core::pipeline::{Input, PipelineEvent, PipelineReport, PipelineStream};
@@ -53,10 +54,11 @@ pub use sarai_core::pool::{
 };
 pub use sarai_core::request::{
     Alternative, Capability, Constraint, Delta, Embeddings, FinishReason, GenerateRequest, LabelScore,
-    Message, Prefill, Sampling, TokenLogprob, Tool, ToolCall, Truncate,
+    Message, Prefill, Sampling, TokenLogprob, Tool, ToolCall, TranscribeRequest, Truncate,
 };
 pub use sarai_core::router::{Router, Routing};
 pub use sarai_core::scheduler::{Change, Limits, Phase};
+pub use sarai_core::tone::{Tone, Tones};
 pub use sarai_core::units::{Bytes, HostName, ModelName};
 pub use sarai_core::{Error, ErrorKind};
 pub use wiring::Sarai;

@@ -8,7 +8,7 @@ use sarai_agents::ollama::{self, HostWatch};
 use sarai_agents::openai;
 use sarai_agents::remote::{HostApi, RemoteBackend};
 use sarai_core::Error;
-use sarai_core::answer::CallOptions;
+use sarai_core::answer::{AnswerStream, CallOptions};
 use sarai_core::backend::Backend;
 use sarai_core::config::{
     self, Class, Config, ConfigError, HostConfig, HostKind, ModelConfig, OnHost, Overrides, Place, Problem,
@@ -19,6 +19,7 @@ use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
 use sarai_core::router::{Router, Routing};
 use sarai_core::scheduler::Limits;
+use sarai_core::tone::Tones;
 use sarai_core::units::{HostName, PipelineName};
 
 use crate::env;
@@ -31,6 +32,7 @@ pub struct Sarai {
     pool: ModelPool,
     router: Option<Arc<Router>>,
     pipelines: Arc<BTreeMap<PipelineName, Arc<Pipeline>>>,
+    tones: Arc<Tones>,
     hosts: Arc<Hosts>,
     restore: Option<Arc<Restore>>,
 }
@@ -117,7 +119,7 @@ impl Sarai {
             .pipelines
             .iter()
             .map(|(name, pipeline)| {
-                let compiled = Pipeline::compile(name.clone(), pipeline)
+                let compiled = Pipeline::compile(name.clone(), pipeline, &config.tones)
                     .map_err(|problems| bad_templates(name, problems))?;
                 Ok((name.clone(), Arc::new(compiled)))
             })
@@ -128,6 +130,7 @@ impl Sarai {
             restore: restore.map(Arc::new),
             router: config.router.clone().map(|router| Arc::new(Router::new(router))),
             pipelines: Arc::new(pipelines),
+            tones: Arc::new(config.tones.clone()),
             hosts: Arc::new(hosts),
         })
     }
@@ -196,6 +199,34 @@ impl Sarai {
             restore.save(&self.pool).await;
         }
         self.pool.shutdown(grace).await;
+    }
+
+    /// The tones: the built-in ones, and those of the configuration.
+    #[must_use]
+    pub fn tones(&self) -> &Tones {
+        &self.tones
+    }
+
+    /// Says a text again in a tone, in its own language.
+    ///
+    /// # Errors
+    /// No tone has that name, or the model cannot answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future, or later the stream, ends the request.
+    pub async fn modulate(
+        &self,
+        model: &str,
+        text: &str,
+        tone: &str,
+        options: CallOptions,
+    ) -> Result<AnswerStream, Error> {
+        let unknown = || Error::UnknownTone {
+            tone: tone.to_owned(),
+            known: self.tones.names().map(str::to_owned).collect(),
+        };
+        let tone = self.tones.get(tone).ok_or_else(unknown)?;
+        self.pool.handle(model)?.modulate(text, tone, options).await
     }
 
     /// The names of the pipelines.

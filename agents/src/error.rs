@@ -134,6 +134,30 @@ pub enum Error {
     /// The request has audio, and the model has no projector for it.
     #[error("the model does not hear audio: it has no mmproj with an audio encoder")]
     CannotHear,
+    /// An image of the request cannot be read.
+    #[error("the image cannot be read: {reason}")]
+    BadImage {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Audio of the request cannot be read.
+    #[error("the audio cannot be read: {reason}")]
+    BadAudio {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Audio of the request is longer than what is read at once.
+    #[error("the audio is longer than {} minutes; cut it into parts", longest.as_secs() / 60)]
+    AudioTooLong {
+        /// The most.
+        longest: Duration,
+    },
+    /// Audio of the request has no samples.
+    #[error("the audio is empty")]
+    EmptyAudio,
+    /// Audio of the request is silent from beginning to end.
+    #[error("there is nothing to hear in the audio: it is silent")]
+    SilentAudio,
     /// The model's chat template does not show all images and audio of the messages.
     #[error("the model's chat template shows {kept} of {there} images and sounds")]
     TemplateDropsMedia {
@@ -314,6 +338,8 @@ impl Error {
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
             Self::BadAdapter { .. } => FailureKind::BadFile,
+            Self::BadImage { .. } | Self::BadAudio { .. } | Self::AudioTooLong { .. } => FailureKind::BadMedia,
+            Self::EmptyAudio | Self::SilentAudio => FailureKind::NoSpeech,
             Self::CannotSee | Self::CannotHear => FailureKind::Unsupported,
             Self::EmptyPrompt
             | Self::ChatTemplate { .. }

@@ -4,6 +4,7 @@
 
 mod error;
 pub mod llama;
+mod media;
 pub mod ollama;
 pub mod openai;
 pub mod remote;

@@ -177,6 +177,22 @@ pub enum Error {
         /// The step's timeout.
         limit: Duration,
     },
+    /// A run was not given what its pipeline takes.
+    #[error("pipeline {pipeline} needs {what}")]
+    MissingInput {
+        /// The pipeline.
+        pipeline: PipelineName,
+        /// What is missing: text, audio or an image.
+        what: &'static str,
+    },
+    /// No tone has that name.
+    #[error("unknown tone {tone:?}; there are {}", known.join(", "))]
+    UnknownTone {
+        /// The name that was asked for.
+        tone: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
     /// No router is configured, or it has no rule that gives a model.
     #[error("no route: {message}")]
     NoRoute {
@@ -232,6 +248,8 @@ impl Error {
             | Self::UnknownPipeline { .. }
             | Self::Unsupported { .. }
             | Self::NoBudget
+            | Self::MissingInput { .. }
+            | Self::UnknownTone { .. }
             | Self::NoRoute { .. } => ErrorKind::Usage,
             Self::Config(_) => ErrorKind::Config,
             Self::OverBudget { .. } | Self::ResidentsOverBudget { .. } | Self::TooManyLlms { .. } => {
@@ -277,8 +295,24 @@ impl Error {
             | Self::Step { .. }
             | Self::Template { .. }
             | Self::StepTimeout { .. }
+            | Self::MissingInput { .. }
+            | Self::UnknownTone { .. }
             | Self::NoRoute { .. }
             | Self::Config(_) => false,
+        }
+    }
+
+    /// Whether the same request may succeed a little later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::QueueFull { .. } | Self::WaitTimeout { .. } | Self::StepTimeout { .. } => true,
+            Self::LoadBackoff { cause, .. } | Self::Load { cause, .. } | Self::Request { cause, .. } => {
+                cause.kind.allows_fallback()
+            }
+            Self::FallbackFailed { last, .. } => last.may_pass(),
+            Self::Step { source, .. } => source.may_pass(),
+            _ => false,
         }
     }
 }
@@ -292,6 +326,8 @@ impl From<FailureKind> for ErrorKind {
             FailureKind::Refused
             | FailureKind::ContextOverflow
             | FailureKind::BadRequest
+            | FailureKind::BadMedia
+            | FailureKind::NoSpeech
             | FailureKind::Unsupported => Self::BadRequest,
             FailureKind::Cancelled => Self::Cancelled,
             FailureKind::HostError

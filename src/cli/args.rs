@@ -51,6 +51,12 @@ pub(super) enum Command {
     Embed(EmbedArgs),
     /// Rank documents by how well they answer a query.
     Rerank(RerankArgs),
+    /// Write down what is said in an audio file.
+    Transcribe(TranscribeArgs),
+    /// Say what is on an image, or answer a question about it.
+    Describe(DescribeArgs),
+    /// Say a text again in another tone.
+    Modulate(ModulateArgs),
     /// Ask the router where a text should go, and why.
     Route(RouteArgs),
     /// Run a pipeline.
@@ -90,9 +96,12 @@ pub(super) struct ChatArgs {
     /// Instructions to the model.
     #[arg(long)]
     pub(super) system: Option<String>,
-    /// An image to see beside PROMPT, for models on hosts that can; may be given several times.
+    /// An image to see beside PROMPT; may be given several times.
     #[arg(long, value_name = "FILE", requires = "prompt", conflicts_with = "raw")]
     pub(super) image: Vec<PathBuf>,
+    /// Audio to hear beside PROMPT; may be given several times.
+    #[arg(long, value_name = "FILE", requires = "prompt", conflicts_with = "raw")]
+    pub(super) audio: Vec<PathBuf>,
     /// Continue PROMPT as it is, without the model's chat template.
     #[arg(long, requires = "prompt", conflicts_with = "system")]
     pub(super) raw: bool,
@@ -143,6 +152,48 @@ pub(super) struct RerankArgs {
 }
 
 #[derive(Debug, Group)]
+pub(super) struct TranscribeArgs {
+    /// The model.
+    pub(super) model: String,
+    /// A WAV, FLAC, MP3 or OGG file; `-` reads it from stdin.
+    pub(super) audio: PathBuf,
+    /// The language that is spoken, such as es; the model finds out without it.
+    #[arg(long, value_name = "CODE")]
+    pub(super) language: Option<String>,
+    /// What the model is told beside the audio; for models that only transcribe, words that are likely to occur.
+    #[arg(long)]
+    pub(super) prompt: Option<String>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct DescribeArgs {
+    /// The model.
+    pub(super) model: String,
+    /// A PNG, JPEG, WebP or GIF file; `-` reads it from stdin.
+    pub(super) image: PathBuf,
+    /// What to ask about it.
+    #[arg(default_value = "Describe the image.")]
+    pub(super) prompt: String,
+    /// At most this many tokens.
+    #[arg(long, value_name = "N")]
+    pub(super) max_tokens: Option<u32>,
+    /// Randomness; 0 always takes the likeliest token.
+    #[arg(long, value_name = "T")]
+    pub(super) temperature: Option<f32>,
+}
+
+#[derive(Debug, Group)]
+pub(super) struct ModulateArgs {
+    /// The model.
+    pub(super) model: String,
+    /// The tone: brief, empathetic, formal, friendly, or one of the configuration.
+    pub(super) tone: String,
+    /// The text; `-` reads it from stdin.
+    #[arg(default_value = "-")]
+    pub(super) text: String,
+}
+
+#[derive(Debug, Group)]
 pub(super) struct RouteArgs {
     /// The text.
     pub(super) text: String,
@@ -152,9 +203,15 @@ pub(super) struct RouteArgs {
 pub(super) struct RunArgs {
     /// The pipeline.
     pub(super) pipeline: String,
-    /// Its input; `-` reads it from stdin.
+    /// Text for it; `-` reads it from stdin.
     #[arg(long)]
     pub(super) text: Option<String>,
+    /// A WAV, FLAC, MP3 or OGG file for it.
+    #[arg(long, value_name = "FILE")]
+    pub(super) audio: Option<PathBuf>,
+    /// A PNG, JPEG, WebP or GIF file for it.
+    #[arg(long, value_name = "FILE")]
+    pub(super) image: Option<PathBuf>,
 }
 
 #[derive(Debug, Group)]

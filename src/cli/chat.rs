@@ -1,26 +1,27 @@
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use futures::StreamExt;
 use sarai::{
-    Answer, AnswerEvent, AnswerStream, CallOptions, Constraint, GenerateRequest, Image, Message, ModelHandle,
+    Answer, AnswerEvent, AnswerStream, CallOptions, Constraint, GenerateRequest, Message, ModelHandle,
     Priority, Sampling, Truncate,
 };
 use serde::Serialize;
 
 use super::args::{ChatArgs, Common};
 use super::exit::Failure;
+use super::files;
 use super::output::Output;
 use super::say;
 use super::session::Session;
 
 /// What `--json` gives for an answer.
 #[derive(Serialize)]
-struct Whole<'a> {
-    model: &'a str,
-    text: &'a str,
+pub(super) struct Whole<'a> {
+    pub(super) model: &'a str,
+    pub(super) text: &'a str,
     #[serde(flatten)]
-    answer: &'a Answer,
+    pub(super) answer: &'a Answer,
 }
 
 /// A person waits for these.
@@ -39,7 +40,9 @@ pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> R
             let request = if args.raw {
                 GenerateRequest::raw(prompt)
             } else {
-                let question = Message::user(prompt).with_images(images(args)?);
+                let images = args.image.iter().map(|path| files::image(path)).collect::<Result<_, _>>()?;
+                let audio = args.audio.iter().map(|path| files::audio(path)).collect::<Result<_, _>>()?;
+                let question = Message::user(prompt).with_images(images).with_audio(audio);
                 GenerateRequest::chat(system(args).into_iter().chain([question]).collect())
             };
             let stream = model.generate(asked(request, args)?, INTERACTIVE).await?;
@@ -141,15 +144,6 @@ pub(super) async fn or_stdin(argument: &str) -> Result<String, Failure> {
 
 fn unreadable(source: io::Error) -> Failure {
     Failure::Io { what: "cannot read stdin".to_owned(), source }
-}
-
-fn images(args: &ChatArgs) -> Result<Vec<Image>, Failure> {
-    let image = |path: &PathBuf| {
-        let bytes = std::fs::read(path)
-            .map_err(|source| Failure::Io { what: format!("cannot read {}", path.display()), source })?;
-        Image::new(bytes).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
-    };
-    args.image.iter().map(image).collect()
 }
 
 fn system(args: &ChatArgs) -> Option<Message> {

@@ -64,7 +64,7 @@ pub(super) async fn demo(common: &Common, args: &DemoArgs, output: &Output) -> R
     }
 
     title(output, "5. Pipeline voice-text: the expert answers, the small model softens");
-    let input = Input { text: args.text.clone() };
+    let input = Input::text(args.text.clone());
     let report = run::show(session.sarai.run("voice-text", &input, INTERACTIVE)?, output).await?;
 
     title(output, "6. Memory: estimated before each load, measured now");

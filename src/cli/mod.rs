@@ -5,7 +5,9 @@ mod chat;
 mod check;
 mod demo;
 mod exit;
+mod files;
 mod interrupt;
+mod media;
 mod output;
 mod progress;
 mod ps;
@@ -57,6 +59,9 @@ async fn dispatch(args: Args, output: &Output) -> Result<(), Failure> {
         Command::Chat(chat) => chat::chat(&common, &chat, output).await,
         Command::Embed(embed) => requests::embed(&common, &embed, output).await,
         Command::Rerank(rerank) => requests::rerank(&common, &rerank, output).await,
+        Command::Transcribe(args) => media::transcribe(&common, &args, output).await,
+        Command::Describe(args) => media::describe(&common, &args, output).await,
+        Command::Modulate(args) => media::modulate(&common, &args, output).await,
         Command::Route(route) => requests::route(&common, &route, output).await,
         Command::Run(run) => run::run(&common, &run, output).await,
         Command::Ps => ps::ps(&common, output).await,

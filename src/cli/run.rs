@@ -1,69 +1,133 @@
+use std::collections::VecDeque;
+
 use futures::StreamExt;
+use sarai::core::pipeline::StepReport;
+use sarai::core::units::{ModelName, StepId};
 use sarai::{Error, Input, PipelineEvent, PipelineReport, PipelineStream};
 
 use super::args::{Common, RunArgs};
 use super::chat::{INTERACTIVE, or_stdin, summary};
 use super::exit::Failure;
+use super::files;
 use super::output::Output;
 use super::session::Session;
 
+/// Letters of the time line's bars.
+const BAR: u64 = 40;
+
 pub(super) async fn run(common: &Common, args: &RunArgs, output: &Output) -> Result<(), Failure> {
+    let text = match args.text.as_deref() {
+        Some(text) => Some(or_stdin(text).await?),
+        None => None,
+    };
+    let audio = args.audio.as_deref().map(files::audio).transpose()?;
+    let image = args.image.as_deref().map(files::image).transpose()?;
     let session = Session::open_with_metrics(common, output)?;
-    let missing = || Failure::Usage(format!("pipeline {} needs --text", args.pipeline));
-    let text = or_stdin(args.text.as_deref().ok_or_else(missing)?).await?;
-    let report = show(session.sarai.run(&args.pipeline, &Input { text }, INTERACTIVE)?, output).await?;
+    let input = Input { text, audio, image };
+    let report = show(session.sarai.run(&args.pipeline, &input, INTERACTIVE)?, output).await?;
+    output.note(&format!("\n{}", timeline(&report)));
     output.object(&report)?;
     session.close().await;
     Ok(())
 }
 
-/// Shows a run step by step: each step's text under its name. Steps that run at once are shown when they end.
+/// Shows a run step by step: each step's text under its name, as it comes. Of steps that speak at the same time, one is shown
+/// and the others follow when it has ended, with what they have said meanwhile.
 pub(super) async fn show(mut run: PipelineStream, output: &Output) -> Result<PipelineReport, Failure> {
-    let bold = anstyle::Style::new() | anstyle::Effects::BOLD;
-    // The step whose text is being shown, and whether any of it was.
-    let mut open: Option<(sarai::core::units::StepId, bool)> = None;
+    let mut open: VecDeque<Open> = VecDeque::new();
     loop {
         match run.next().await.ok_or(Error::ShuttingDown)?? {
             PipelineEvent::StepStarted { step, model } => {
-                if open.is_none() {
-                    let model = model.map(|model| format!(" ({model})")).unwrap_or_default();
-                    output.note(&format!("{bold}{step}{bold:#}{model}"));
-                    open = Some((step, false));
-                }
+                open.push_back(Open { step, model, said: String::new(), shown: false, done: None });
             }
             PipelineEvent::StepText { step, text } => {
-                if let Some((_, said)) = open.as_mut().filter(|(shown, _)| *shown == step) {
-                    output.text(&text)?;
-                    *said = true;
+                if let Some(speaks) = open.iter_mut().find(|open| open.step == step) {
+                    speaks.said.push_str(&text);
                 }
             }
-            PipelineEvent::StepDone(report) => {
-                match open.take() {
-                    Some((shown, said)) if shown == report.id => {
-                        output.text(if said { "\n" } else { "" })?;
-                    }
-                    other => {
-                        // It ran beside the one that is being shown.
-                        output.note(&format!("\n{bold}{}{bold:#}", report.id));
-                        output.line(&report.text)?;
-                        open = other;
-                    }
-                }
-                if report.skipped {
-                    output.note("skipped");
-                }
-                if let Some(routing) = &report.routing {
-                    output.note(&routing.reason);
-                }
-                if let Some(error) = &report.error {
-                    output.note(&format!("failed, its fallback stands in: {error}"));
-                    output.line(&report.text)?;
-                }
-                if let Some(answer) = &report.answer {
-                    output.note(&summary(answer));
+            PipelineEvent::StepRetried { step, attempt, error } => {
+                if let Some(speaks) = open.iter_mut().find(|open| open.step == step) {
+                    speaks.said.clear();
+                    output.note(&format!("\n{step}: attempt {attempt}, because of: {error}"));
                 }
             }
+            PipelineEvent::StepDone(report) => match open.iter_mut().find(|open| open.step == report.id) {
+                Some(speaks) => speaks.done = Some(report),
+                // It was skipped, or failed before its model was asked.
+                None => open.push_back(Open {
+                    step: report.id.clone(),
+                    model: None,
+                    said: String::new(),
+                    shown: false,
+                    done: Some(report),
+                }),
+            },
             PipelineEvent::Done(report) => return Ok(report),
         }
+        while let Some(first) = open.front_mut() {
+            if !first.show(output)? {
+                break;
+            }
+            open.pop_front();
+        }
     }
+}
+
+/// A step that has begun and is not wholly shown.
+struct Open {
+    step: StepId,
+    model: Option<ModelName>,
+    /// What is not shown yet.
+    said: String,
+    /// Whether its name is.
+    shown: bool,
+    done: Option<Box<StepReport>>,
+}
+
+impl Open {
+    /// Shows what there is to show; returns whether that is all.
+    fn show(&mut self, output: &Output) -> Result<bool, Failure> {
+        let bold = anstyle::Style::new() | anstyle::Effects::BOLD;
+        if !std::mem::replace(&mut self.shown, true) {
+            let model = self.model.as_ref().map(|model| format!(" ({model})")).unwrap_or_default();
+            output.note(&format!("{bold}{}{bold:#}{model}", self.step));
+        }
+        output.text(&std::mem::take(&mut self.said))?;
+        let Some(report) = &self.done else { return Ok(false) };
+        if let Some(error) = &report.error {
+            output.note(&format!("failed, its fallback stands in: {error}"));
+            output.text(&report.text)?;
+        }
+        output.text(if report.text.is_empty() { "" } else { "\n" })?;
+        if report.skipped {
+            output.note("skipped");
+        }
+        if let Some(routing) = &report.routing {
+            output.note(&routing.reason);
+        }
+        if let Some(answer) = &report.answer {
+            output.note(&summary(answer));
+        }
+        Ok(true)
+    }
+}
+
+/// When each step waited, read and spoke, in a line each.
+pub(super) fn timeline(report: &PipelineReport) -> String {
+    let width = report.steps.iter().map(|step| step.id.as_str().len()).max().unwrap_or(0);
+    let scale = report.total_ms.max(1);
+    let lines = report.steps.iter().map(|step| {
+        let (start, end) = (step.started_ms, step.started_ms + step.duration_ms);
+        let first = step.first_text_ms.unwrap_or(end);
+        let letter = |at: u64| match at * scale / BAR {
+            at if at < start || at > end => ' ',
+            at if at < first => '·',
+            _ => '█',
+        };
+        let bar: String = (0..BAR).map(letter).collect();
+        let times = if step.skipped { "skipped".to_owned() } else { format!("{first:>6} to {end:>6} ms") };
+        format!("{:width$} |{bar}| {times}", step.id.as_str())
+    });
+    let lines: Vec<String> = lines.collect();
+    format!("{}\n{:width$}  · from its start, █ from its first text; {} ms in all", lines.join("\n"), "", report.total_ms)
 }

@@ -149,6 +149,9 @@ pub(super) fn suits(header: &Header, purpose: Capability) -> Result<(), Error> {
         Capability::Rerank if labels(header).len() > 1 => {
             unsuitable("it scores several labels; give it role: router")
         }
+        Capability::See | Capability::Hear | Capability::Transcribe => {
+            unsuitable("it has to be loaded to generate, with an mmproj")
+        }
         Capability::Generate | Capability::Embed | Capability::Classify | Capability::Rerank => Ok(()),
     }
 }

@@ -9,6 +9,7 @@ use sarai_core::units::Bytes;
 use super::check::{head_length, is_encoder, largest};
 use super::context::{self, Pooling};
 use super::header::{Header, Value};
+use super::projector::Projection;
 use super::took::Past;
 use super::{GgufSettings, encoder, engine, runtime};
 
@@ -37,9 +38,17 @@ const BASE_BYTES: u64 = 4 << 20;
 /// The estimate for the longest context that memory allows: where the context is `auto` and it does not fit beside the
 /// weights, a shorter one is tried before the load is given up. A context can become shorter later where it is kept for
 /// what comes next, which that of a model that reads whole texts is not.
-pub(super) fn estimate(header: &Header, settings: &GgufSettings, available: Bytes) -> Estimate {
+pub(super) fn estimate(
+    header: &Header,
+    projection: Option<&Projection>,
+    settings: &GgufSettings,
+    available: Bytes,
+) -> Estimate {
     let (contexts, past) = (contexts(header, settings, available), Past::of(settings));
-    let at = |n_ctx| past.complete(estimate_at(header, settings, n_ctx));
+    let at = |n_ctx| {
+        let projector = projection.map_or(Bytes::ZERO, |projection| projection.bytes(n_ctx));
+        past.complete(Estimate { projector, ..estimate_at(header, settings, n_ctx) })
+    };
     let mut all = contexts.into_iter().map(at);
     let mut estimate = all.next().unwrap_or_else(|| at(1));
     while estimate.at_load() > available
@@ -88,7 +97,7 @@ pub(super) fn shape(header: &Header, settings: &GgufSettings, n_ctx: u32) -> con
         kv_cache_type: settings.kv_cache_type,
         scoreless: is_encoder(header),
         pooling: match settings.purpose {
-            Capability::Generate => None,
+            Capability::Generate | Capability::See | Capability::Hear | Capability::Transcribe => None,
             // A model without a pooling of its own, as most that generate.
             Capability::Embed if header.int("{arch}.pooling_type").is_none_or(|pooling| pooling == 0) => {
                 Some(Pooling::Mean)
@@ -285,7 +294,7 @@ mod tests {
         model.write_to(&path).unwrap();
         let header = Header::read(&path).unwrap();
         let purpose = if is_encoder(&header) { Capability::Embed } else { Capability::Generate };
-        estimate(&header, &GgufSettings { context, ..GgufSettings::new(path, purpose) }, available)
+        estimate(&header, None, &GgufSettings { context, ..GgufSettings::new(path, purpose) }, available)
     }
 
     const ANY: Context = Context::Auto { min: 1, max: u32::MAX };
@@ -329,7 +338,7 @@ mod tests {
         };
         let n_ctx = |context, gb| {
             let settings = GgufSettings { context, ..GgufSettings::new(&header.path, Capability::Generate) };
-            estimate(&header, &settings, Bytes::from_gb(gb)).n_ctx.unwrap()
+            estimate(&header, None, &settings, Bytes::from_gb(gb)).n_ctx.unwrap()
         };
         assert_eq!(n_ctx(ANY, 9.0), 8000);
         assert_eq!(n_ctx(ANY, 2.5), 2000, "4000 tokens would be the table's choice, and take 3.1 GB");
@@ -399,7 +408,7 @@ mod tests {
             if let Some(value) = value {
                 header.values.extend(keys.map(|key| (format!("llama.{key}"), value.clone())));
             }
-            estimate(&header, &settings, Bytes::from_gb(f64::NAN))
+            estimate(&header, None, &settings, Bytes::from_gb(f64::NAN))
         };
         let none = estimate(None);
         assert!(none.total() >= Bytes(BASE_BYTES), "never nothing: {none:?}");

@@ -52,13 +52,15 @@ use sarai_core::units::Bytes;
 
 use crate::Error;
 use header::Header;
+use projector::Projection;
 
 /// A GGUF file and how to run it.
 #[derive(Clone, Debug)]
 pub struct GgufSettings {
     /// The file.
     pub path: PathBuf,
-    /// What it is wanted for.
+    /// What it is wanted for: to generate, embed, classify or rerank. A model that sees or hears is one that generates, with a
+    /// projector.
     pub purpose: Capability,
     /// The context length.
     pub context: Context,
@@ -155,8 +157,8 @@ impl Backend for GgufBackend {
     async fn estimate(&self, available: Bytes) -> Result<Estimate, Failure> {
         let settings = Arc::clone(&self.settings);
         let estimate = move || {
-            let header = read_header(&settings)?;
-            let estimate = estimate::estimate(&header, &settings, available);
+            let (header, projection) = read_headers(&settings)?;
+            let estimate = estimate::estimate(&header, projection.as_ref(), &settings, available);
             Ok(Estimate { weights_id: load::weights_id(&settings)?, ..estimate })
         };
         blocking(estimate).await
@@ -165,11 +167,13 @@ impl Backend for GgufBackend {
     async fn load(&self, request: LoadRequest) -> Result<Arc<dyn Model>, Failure> {
         let settings = Arc::clone(&self.settings);
         // The file may have changed since its size was asked for: what llama.cpp gets to see is checked again.
-        let header = blocking(move || read_header(&settings)).await?;
+        let (header, _) = blocking(move || read_headers(&settings)).await?;
         estimate::warn_of_cut(&header, &self.settings);
         let settings = Arc::clone(&self.settings);
         Ok(match self.settings.purpose {
-            Capability::Generate => Arc::new(generator::Generator::load(settings, header, request).await?),
+            Capability::Generate | Capability::See | Capability::Hear | Capability::Transcribe => {
+                Arc::new(generator::Generator::load(settings, header, request).await?)
+            }
             Capability::Embed | Capability::Classify | Capability::Rerank => {
                 Arc::new(encoder::Encoder::load(settings, header, request).await?)
             }
@@ -191,15 +195,20 @@ fn capabilities(settings: &GgufSettings) -> Capabilities {
     all
 }
 
-fn read_header(settings: &GgufSettings) -> Result<Header, Error> {
+/// The header of a file, and what its projector is, where it has one that will be used. Both are checked.
+fn read_headers(settings: &GgufSettings) -> Result<(Header, Option<Projection>), Error> {
     let header = Header::read(&settings.path)?;
     check::check(&header)?;
     check::suits(&header, settings.purpose)?;
     check::can_keep(&header, settings.kv_cache_type)?;
-    if let Some(mmproj) = &settings.mmproj {
-        projector::check_projector(mmproj, header.int("{arch}.embedding_length").unwrap_or(0))?;
-    }
-    Ok(header)
+    let projection = settings
+        .mmproj
+        .as_ref()
+        .map(|mmproj| {
+            projector::check_projector(mmproj, header.int("{arch}.embedding_length").unwrap_or(0))
+        })
+        .transpose()?;
+    Ok((header, projection.filter(|_| settings.purpose == Capability::Generate)))
 }
 
 async fn blocking<T: Send + 'static>(

@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use sarai_core::units::Bytes;
+
 use super::header::{Header, TensorInfo, Value};
 use crate::Error;
 
@@ -19,8 +21,44 @@ const MOST_BLOCKS: u64 = 512;
 const F32: u32 = 0;
 const F16: u32 = 1;
 
+/// The most embeddings for one image, where a projector takes images of any size: a side of some 900 pixels for Qwen's. Its
+/// own limit is 4,096, which a CPU reads for minutes.
+pub(super) const MOST_IMAGE_TOKENS: u32 = 1024;
+/// Frames of the spectrum of half a minute, which is what is heard at once.
+const AUDIO_FRAMES: u128 = 3000;
+
+/// What a projector can do, and what it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Projection {
+    pub(super) sees: bool,
+    pub(super) hears: bool,
+    /// Whether it takes images of any size, so that the largest has to be set.
+    pub(super) any_size: bool,
+    /// Numbers of an embedding.
+    pub(super) width: usize,
+    /// Its weights, which are always read into memory.
+    pub(super) weights: Bytes,
+    /// What its work takes besides, at most.
+    pub(super) compute: Bytes,
+}
+
+impl Projection {
+    /// All that it takes, with what is kept of its results for a context of `n_ctx`.
+    pub(super) fn bytes(&self, n_ctx: u32) -> Bytes {
+        let kept = n_ctx as usize / super::multimodal::KEPT_PART * self.width * size_of::<f32>();
+        self.weights + self.compute + Bytes(kept as u64)
+    }
+}
+
+/// Whether the file at `path` says that it sees and hears.
+pub(super) fn towers(path: &Path) -> Result<(bool, bool), Error> {
+    let header = Header::read(path)?;
+    let has = |tower: Tower| header.value(&format!("clip.has_{}_encoder", tower.name)) == Some(&Value::Bool(true));
+    Ok((has(Tower::VISION), has(Tower::AUDIO)))
+}
+
 /// Whether the file at `path` is a projector that can serve a text model with embeddings of `n_embd`.
-pub(super) fn check_projector(path: &Path, n_embd: u64) -> Result<(), Error> {
+pub(super) fn check_projector(path: &Path, n_embd: u64) -> Result<Projection, Error> {
     let header = Header::read(path)?;
     if !matches!(header.architecture(), "clip" | "mmproj") {
         return Err(
@@ -33,10 +71,23 @@ pub(super) fn check_projector(path: &Path, n_embd: u64) -> Result<(), Error> {
     if towers.is_empty() {
         return Err(header.bad("has neither clip.has_vision_encoder nor clip.has_audio_encoder"));
     }
+    let mut projection = Projection {
+        sees: towers.contains(&Tower::VISION),
+        hears: towers.contains(&Tower::AUDIO),
+        any_size: false,
+        width: usize::try_from(n_embd).unwrap_or(0),
+        weights: Bytes(header.tensors.iter().map(|tensor| tensor.bytes).sum()),
+        compute: Bytes::ZERO,
+    };
     for tower in towers {
-        Check { header: &header, tower, n_embd }.run()?;
+        let check = Check { header: &header, tower, n_embd };
+        check.run()?;
+        let (compute, any_size) = check.compute()?;
+        // The two work one after another, each in buffers of its own.
+        projection.compute += compute;
+        projection.any_size |= any_size;
     }
-    Ok(())
+    Ok(projection)
 }
 
 /// What is called how in a tower.
@@ -79,6 +130,29 @@ impl Check<'_> {
             ("qwen2.5o" | "qwen2a", Tower::AUDIO) => self.whisper(sizes),
             _ => self.blocks_are_there(sizes),
         }
+    }
+
+    /// What an encode of the largest image, or of half a minute, takes, and whether images may have any size: the intermediate
+    /// results that are alive together, in F32, as the graphs of clip.cpp make them.
+    fn compute(&self) -> Result<(Bytes, bool), Error> {
+        let Sizes { width, feed_forward, .. } = self.sizes()?;
+        let int = |name| u128::from(self.header.int(&self.key(name)).unwrap_or(0));
+        let (width, feed_forward) = (u128::from(width), u128::from(feed_forward));
+        let is_qwen = self.tower == Tower::VISION && matches!(self.kind()?, "qwen2.5o" | "qwen2.5vl_merger" | "qwen2vl_merger");
+        let (patches, before) = if self.tower == Tower::AUDIO {
+            // The first convolution has all frames, and twice its result while that is made.
+            (AUDIO_FRAMES / 2, 2 * AUDIO_FRAMES * (width + 3 * int("num_mel_bins")))
+        } else if is_qwen {
+            // Four patches become one embedding. Attention within windows has a mask of all patches, in F32 and F16.
+            let patches = 4 * u128::from(MOST_IMAGE_TOKENS);
+            (patches, patches * patches * 3 / 2)
+        } else {
+            let side = int("image_size") / int("patch_size").max(1);
+            (side * side + 1, 0)
+        };
+        let states = patches * (4 * width + 3 * feed_forward);
+        let bytes = (states.max(before) + if is_qwen { before } else { 0 }) * size_of::<f32>() as u128;
+        Ok((Bytes(u64::try_from(bytes).unwrap_or(u64::MAX)), is_qwen))
     }
 
     fn kind(&self) -> Result<&str, Error> {
@@ -313,7 +387,7 @@ mod tests {
 
     const N_EMBD: u32 = 192;
 
-    fn checked(bytes: &[u8]) -> Result<(), Error> {
+    fn checked(bytes: &[u8]) -> Result<Projection, Error> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mmproj.gguf");
         std::fs::write(&path, bytes).unwrap();

@@ -1,7 +1,6 @@
 //! Speech to text by a model that hears and converses: each window of a recording is put to it with an instruction, and what it
 //! says of them is joined.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -168,7 +167,7 @@ fn wav(samples: &[f32], rate: u32) -> Result<Audio, Error> {
     file.extend(b"data");
     file.extend(bytes.to_le_bytes());
     file.extend(samples.iter().flat_map(|sample| sample.to_le_bytes()));
-    Audio::new(Arc::from(file)).map_err(|_| too_long())
+    Audio::new(file).map_err(|_| too_long())
 }
 
 #[cfg(test)]

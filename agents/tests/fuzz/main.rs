@@ -80,7 +80,7 @@ impl Subject {
         let cancel = CancellationToken::new();
         let model = backend.load(LoadRequest { cancel, ..LoadRequest::new(estimate) }).await?;
         let asked = match self.purpose {
-            Capability::Generate => {
+            Capability::Generate | Capability::See | Capability::Hear | Capability::Transcribe => {
                 let sampling =
                     Sampling { max_tokens: Some(2), temperature: Some(0.0), ..Sampling::default() };
                 let request = GenerateRequest::raw("the dog").with_sampling(sampling);

@@ -9,7 +9,7 @@ use super::field::Field;
 use super::models::Scope;
 use super::raw::RawConfig;
 use super::sources::Overrides;
-use super::{hosts, limits, models, pipelines};
+use super::{hosts, limits, models, pipelines, tones};
 use crate::units::BadName;
 
 /// Checks `raw`, whose values stand at `at`. What has problems is left out of the result; `check` has them.
@@ -38,7 +38,8 @@ pub(super) fn config(
     let implicit_is_used = models.uses_implicit_host();
     let hosts = hosts::hosts(raw_hosts, implicit_is_used, &at_hosts, check);
 
-    let pipelines = pipelines::pipelines(raw.pipelines, &at.key("pipelines"), &scope, check);
+    let tones = tones::tones(raw.tones, &at.key("tones"), check);
+    let pipelines = pipelines::pipelines(raw.pipelines, &at.key("pipelines"), (&scope, &tones), check);
     Config {
         hosts,
         models: models.by_name,
@@ -47,6 +48,7 @@ pub(super) fn config(
         queue,
         sessions,
         metrics,
+        tones,
         pipelines,
     }
 }

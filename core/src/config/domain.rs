@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::answer::OnStreamFailure;
 use crate::request::{Capability, Sampling};
 use crate::scheduler::Eviction;
+use crate::tone::Tones;
 use crate::units::{ApiKey, Bytes, HostName, ModelName, PipelineName, StepId};
 
 /// A whole, checked configuration.
@@ -31,6 +32,8 @@ pub struct Config {
     pub sessions: SessionsConfig,
     /// The Prometheus endpoint, where one is configured.
     pub metrics: Option<MetricsConfig>,
+    /// Tones by name.
+    pub tones: Tones,
     /// Pipelines by name.
     pub pipelines: BTreeMap<PipelineName, PipelineConfig>,
 }
@@ -390,19 +393,21 @@ pub struct MetricsConfig {
 /// A pipeline as the configuration has it: checked for its keys and types, its templates not yet compiled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PipelineConfig {
-    /// The input it takes.
-    pub input: InputKind,
+    /// The input it takes besides text.
+    pub input: InputConfig,
     /// Its steps in the file's order; ids are unique.
     pub steps: Vec<StepConfig>,
 }
 
-/// The input of a pipeline.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum InputKind {
-    /// `{{ input.text }}`.
-    #[default]
-    Text,
+/// What a pipeline has to be given. Text, `{{ input.text }}`, may come beside audio and images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InputConfig {
+    /// Text.
+    pub text: bool,
+    /// Audio, for `transcribe`.
+    pub audio: bool,
+    /// An image, for `describe`.
+    pub image: bool,
 }
 
 /// One step of a pipeline. All `String`s here are templates.
@@ -418,6 +423,8 @@ pub struct StepConfig {
     pub needs: Vec<StepId>,
     /// It fails when it takes longer.
     pub timeout: Option<Duration>,
+    /// How often it is tried again after a failure that may pass.
+    pub retry: u32,
     /// The text that stands in for its own when it fails.
     pub fallback: Option<String>,
 }
@@ -436,20 +443,56 @@ pub enum StepAction {
         /// How tokens are chosen.
         sampling: Sampling,
     },
+    /// Asks a model about the image that the pipeline is given.
+    Describe {
+        /// The model's name; may be a template.
+        model: String,
+        /// What is asked; a description, where it does not say.
+        prompt: Option<String>,
+        /// Instructions above it.
+        system: Option<String>,
+        /// How tokens are chosen.
+        sampling: Sampling,
+    },
+    /// Writes down what is said in the audio that the pipeline is given.
+    Transcribe {
+        /// The model's name; may be a template.
+        model: String,
+        /// The language that is spoken, as an ISO 639-1 code; `None` leaves it to the model to find out.
+        language: Option<String>,
+        /// How tokens are chosen.
+        sampling: Sampling,
+    },
     /// Says a text again in another tone.
     Modulate {
         /// The model's name; may be a template.
         model: String,
         /// The text.
         text: String,
-        /// The tone: a word such as `friendly`; may be a template.
+        /// The tone's name, such as `friendly`; may be a template.
         tone: String,
-        /// How tokens are chosen.
+        /// How tokens are chosen; nothing in it leaves that to the tone.
         sampling: Sampling,
+        /// Whether it may begin with the first sentence of a text that is still being written.
+        stream: bool,
     },
     /// Asks the router. Gives `label`, `model` and `scores`.
     Route {
         /// The text to route.
         text: String,
     },
+}
+
+impl StepAction {
+    /// The model that is asked, as the file has it; `None` for a route.
+    #[must_use]
+    pub fn model(&self) -> Option<&str> {
+        match self {
+            Self::Prompt { model, .. }
+            | Self::Describe { model, .. }
+            | Self::Transcribe { model, .. }
+            | Self::Modulate { model, .. } => Some(model),
+            Self::Route { .. } => None,
+        }
+    }
 }

@@ -20,11 +20,12 @@ mod resolved;
 mod router;
 mod schema;
 mod sources;
+mod tones;
 mod tree;
 mod values;
 
 pub use domain::{
-    Budget, Class, Config, Context, GgufConfig, HostConfig, HostKind, InputKind, KvCacheType, MemoryConfig,
+    Budget, Class, Config, Context, GgufConfig, HostConfig, HostKind, InputConfig, KvCacheType, MemoryConfig,
     MetricsConfig, ModelConfig, ModelRole, OnHost, PipelineConfig, Place, QueueConfig, RouterConfig,
     RouterKind, SessionsConfig, StepAction, StepConfig, Strategy, Weights,
 };

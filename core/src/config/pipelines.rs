@@ -6,50 +6,54 @@ use std::ops::RangeInclusive;
 use super::at::At;
 use super::build::named;
 use super::check::{Check, did_you_mean};
-use super::domain::{InputKind, ModelRole, PipelineConfig, StepAction, StepConfig};
+use super::domain::{InputConfig, ModelRole, PipelineConfig, StepAction, StepConfig};
 use super::field::Field;
 use super::models::Scope;
-use super::raw::{RawInput, RawPipeline, RawSampling, RawStep};
+use super::raw::{RawPipeline, RawSampling, RawStep};
 use super::values::{Names, Span};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, is_template};
 use crate::request::Sampling;
+use crate::tone::Tones;
 use crate::units::{PipelineName, StepId};
 
-const NOT_YET: &str = "audio and images are not supported yet; use text";
+/// How often a step may be tried again.
+const MOST_RETRIES: u32 = 10;
 
 /// Checks all pipelines.
 pub(super) fn pipelines(
     raw: Field<BTreeMap<String, Field<RawPipeline>>>,
     at: &At<'_>,
-    scope: &Scope,
+    (scope, tones): (&Scope, &Tones),
     check: &mut Check<'_>,
 ) -> BTreeMap<PipelineName, PipelineConfig> {
     let raw = check.read(at, raw).unwrap_or_default();
     let mut pipelines = BTreeMap::new();
     for (name, raw, at) in named::<PipelineName, RawPipeline>(raw, at, check) {
         let config = pipeline(raw, &at, scope, check);
-        check_templates(&name, &config, &at.key("steps"), check);
+        check_templates(&name, &config, tones, &at.key("steps"), check);
         pipelines.insert(name, config);
     }
     pipelines
 }
 
 /// Compiles the templates, unless steps are missing because of other problems: then places and names would be off.
-fn check_templates(name: &PipelineName, config: &PipelineConfig, at: &At<'_>, check: &mut Check<'_>) {
+fn check_templates(
+    name: &PipelineName,
+    config: &PipelineConfig,
+    tones: &Tones,
+    at: &At<'_>,
+    check: &mut Check<'_>,
+) {
     if at.node.is_none_or(|steps| steps.item(config.steps.len()).is_some()) {
         return;
     }
-    for problem in Pipeline::compile(name.clone(), config).err().unwrap_or_default() {
+    for problem in Pipeline::compile(name.clone(), config, tones).err().unwrap_or_default() {
         check.problem(&at.item(problem.step).key(problem.key), problem.message);
     }
 }
 
 fn pipeline(raw: RawPipeline, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> PipelineConfig {
-    let at_input = at.key("input");
-    match check.setting(&at_input, raw.input, RawInput::Text) {
-        RawInput::Text => {}
-        RawInput::Audio | RawInput::Image => check.problem(&at_input, NOT_YET),
-    }
+    let input = input(raw.input, &at.key("input"), check);
     let at_steps = at.key("steps");
     if raw.steps.is_absent() || raw.steps.given().is_some_and(Vec::is_empty) {
         check.problem(&at_steps, "missing: a pipeline needs at least one step");
@@ -69,16 +73,33 @@ fn pipeline(raw: RawPipeline, at: &At<'_>, scope: &Scope, check: &mut Check<'_>)
         {
             check.problem(&at.key("id"), format!("a second step `{id}`; ids are unique"));
         }
-        steps.extend(step(raw, &ids, &at, scope, check));
+        steps.extend(step(raw, &ids, &at, (scope, input), check));
     }
-    PipelineConfig { input: InputKind::Text, steps }
+    PipelineConfig { input, steps }
+}
+
+fn input(field: Field<Names>, at: &At<'_>, check: &mut Check<'_>) -> InputConfig {
+    let given = check.setting(at, field, Names::One("text".to_owned()));
+    let mut input = InputConfig::default();
+    for kind in given.as_slice() {
+        match kind.as_str() {
+            "text" => input.text = true,
+            "audio" => input.audio = true,
+            "image" => input.image = true,
+            other => {
+                let hint = did_you_mean(other, ["text", "audio", "image"]);
+                check.problem(at, format!("`{other}` is neither text, audio nor image{hint}"));
+            }
+        }
+    }
+    input
 }
 
 fn step(
     mut raw: RawStep,
     ids: &[Option<String>],
     at: &At<'_>,
-    scope: &Scope,
+    (scope, input): (&Scope, InputConfig),
     check: &mut Check<'_>,
 ) -> Option<StepConfig> {
     let at_id = at.key("id");
@@ -101,15 +122,18 @@ fn step(
     let at_timeout = at.key("timeout");
     let timeout = check.optional(&at_timeout, raw.timeout.clone()).map(|Span(timeout)| timeout);
     check.require(&at_timeout, timeout.is_none_or(|timeout| !timeout.is_zero()), "must be longer than 0");
+    let at_retry = at.key("retry");
+    let retry = check.optional(&at_retry, std::mem::take(&mut raw.retry)).unwrap_or(0);
+    check.require(&at_retry, retry <= MOST_RETRIES, "must be from 0 to 10");
     let when = check.optional(&at.key("when"), std::mem::take(&mut raw.when));
     let fallback = check.optional(&at.key("fallback"), std::mem::take(&mut raw.fallback));
-    let action = action(raw, at, scope, check)?;
+    let action = action(raw, at, (scope, input), check)?;
     check.require(
         &at.key("fallback"),
         fallback.is_none() || !matches!(action, StepAction::Route { .. }),
-        "`fallback` belongs to prompt and modulate; the router's `default` stands in for a route",
+        "`fallback` belongs to steps with a text; the router's `default` stands in for a route",
     );
-    Some(StepConfig { id: id?, action, when, needs, timeout, fallback })
+    Some(StepConfig { id: id?, action, when, needs, timeout, retry, fallback })
 }
 
 fn needs(
@@ -138,12 +162,19 @@ fn needs(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Deed {
     Prompt,
+    Describe,
+    Transcribe,
     Modulate,
     Route,
 }
 
-fn action(raw: RawStep, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Option<StepAction> {
-    let deed = if not_yet(&raw, at, check) { None } else { deed(&raw, at, check) };
+fn action(
+    raw: RawStep,
+    at: &At<'_>,
+    (scope, input): (&Scope, InputConfig),
+    check: &mut Check<'_>,
+) -> Option<StepAction> {
+    let deed = deed(&raw, at, check);
     if let Some(deed) = deed {
         keys_fit(&raw, deed, at, check);
     }
@@ -154,10 +185,18 @@ fn action(raw: RawStep, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Op
     let text = check.optional(&at.key("modulate"), raw.modulate);
     let tone = check.optional(&at.key("tone"), raw.tone);
     let route = check.optional(&at.key("route"), raw.route);
+    let stream = check.optional(&at.key("stream"), raw.stream).unwrap_or(true);
+    let language = check.optional(&at.key("language"), raw.language);
+    of_input(raw.describe, "image", input.image, &at.key("describe"), check);
+    of_input(raw.transcribe, "audio", input.audio, &at.key("transcribe"), check);
     let sampling = sampling(raw.sampling, &at.key("sampling"), check);
     match deed? {
         Deed::Prompt => Some(StepAction::Prompt { model: model?, prompt: prompt?, system, sampling }),
-        Deed::Modulate => Some(StepAction::Modulate { model: model?, text: text?, tone: tone?, sampling }),
+        Deed::Describe => Some(StepAction::Describe { model: model?, prompt, system, sampling }),
+        Deed::Transcribe => Some(StepAction::Transcribe { model: model?, language, sampling }),
+        Deed::Modulate => {
+            Some(StepAction::Modulate { model: model?, text: text?, tone: tone?, sampling, stream })
+        }
         Deed::Route => {
             check.require(
                 &at.key("route"),
@@ -169,18 +208,23 @@ fn action(raw: RawStep, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Op
     }
 }
 
-fn not_yet(raw: &RawStep, at: &At<'_>, check: &mut Check<'_>) -> bool {
-    let keys = [("transcribe", &raw.transcribe), ("describe", &raw.describe)];
-    let given: Vec<_> = keys.into_iter().filter(|(_, field)| !field.is_absent()).collect();
-    for (key, _) in &given {
-        check.problem(&at.key(key), NOT_YET);
+/// Checks a key whose value can only be a part of the pipeline's input that is no text.
+fn of_input(field: Field<String>, part: &str, is_given: bool, at: &At<'_>, check: &mut Check<'_>) {
+    let Some(given) = check.optional(at, field) else { return };
+    let inside = given.trim().strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
+    if inside.map(str::trim) != Some(&format!("input.{part}")) {
+        check.problem(at, format!("must be \"{{{{ input.{part} }}}}\", and nothing else"));
+    } else if !is_given {
+        check.problem(at, format!("the pipeline is not given any: write `input: {part}` above its steps"));
     }
-    !given.is_empty()
 }
 
 fn deed(raw: &RawStep, at: &At<'_>, check: &mut Check<'_>) -> Option<Deed> {
     let given: Vec<(&str, Deed)> = [
-        ("prompt", Deed::Prompt, raw.prompt.is_absent()),
+        // Beside `describe`, it is what is asked about the image.
+        ("prompt", Deed::Prompt, raw.prompt.is_absent() || !raw.describe.is_absent()),
+        ("describe", Deed::Describe, raw.describe.is_absent()),
+        ("transcribe", Deed::Transcribe, raw.transcribe.is_absent()),
         ("modulate", Deed::Modulate, raw.modulate.is_absent()),
         ("route", Deed::Route, raw.route.is_absent()),
     ]
@@ -190,7 +234,7 @@ fn deed(raw: &RawStep, at: &At<'_>, check: &mut Check<'_>) -> Option<Deed> {
     match given.as_slice() {
         [(_, deed)] => Some(*deed),
         [] => {
-            check.problem(at, "does nothing: it needs one of prompt, modulate and route");
+            check.problem(at, "does nothing: it needs one of prompt, describe, transcribe, modulate and route");
             None
         }
         several => {
@@ -203,7 +247,8 @@ fn deed(raw: &RawStep, at: &At<'_>, check: &mut Check<'_>) -> Option<Deed> {
 
 /// Notes keys that are missing for what the step does, or mean nothing for it.
 fn keys_fit(raw: &RawStep, deed: Deed, at: &At<'_>, check: &mut Check<'_>) {
-    let asks = matches!(deed, Deed::Prompt | Deed::Modulate);
+    let asks = deed != Deed::Route;
+    let is_asked = matches!(deed, Deed::Prompt | Deed::Describe);
     if asks && raw.model.is_absent() {
         check.problem(&at.key("model"), "missing: the model to ask");
     }
@@ -211,10 +256,12 @@ fn keys_fit(raw: &RawStep, deed: Deed, at: &At<'_>, check: &mut Check<'_>) {
         check.problem(&at.key("tone"), "missing: the tone to say it in, such as friendly");
     }
     let keys = [
-        ("model", raw.model.is_absent(), asks, "prompt and modulate"),
-        ("sampling", raw.sampling.is_absent(), asks, "prompt and modulate"),
-        ("system", raw.system.is_absent(), deed == Deed::Prompt, "prompt"),
+        ("model", raw.model.is_absent(), asks, "steps that ask a model"),
+        ("sampling", raw.sampling.is_absent(), asks, "steps that ask a model"),
+        ("system", raw.system.is_absent(), is_asked, "prompt and describe"),
         ("tone", raw.tone.is_absent(), deed == Deed::Modulate, "modulate"),
+        ("stream", raw.stream.is_absent(), deed == Deed::Modulate, "modulate"),
+        ("language", raw.language.is_absent(), deed == Deed::Transcribe, "transcribe"),
     ];
     for (key, absent, fits, home) in keys {
         if !absent && !fits {
@@ -225,7 +272,7 @@ fn keys_fit(raw: &RawStep, deed: Deed, at: &At<'_>, check: &mut Check<'_>) {
 
 /// The model's name, or a template that gives one when the step runs.
 fn model(given: String, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Option<String> {
-    if given.contains("{{") || given.contains("{%") {
+    if is_template(&given) {
         return Some(given);
     }
     scope.model(&given, ModelRole::Llm, at, check).map(|model| model.to_string())
@@ -234,7 +281,7 @@ fn model(given: String, at: &At<'_>, scope: &Scope, check: &mut Check<'_>) -> Op
 /// Penalties that are added may go either way.
 const ANY: RangeInclusive<f64> = -100.0..=100.0;
 
-fn sampling(field: Field<RawSampling>, at: &At<'_>, check: &mut Check<'_>) -> Sampling {
+pub(super) fn sampling(field: Field<RawSampling>, at: &At<'_>, check: &mut Check<'_>) -> Sampling {
     let Some(raw) = check.read(at, field) else { return Sampling::default() };
     let at_max = at.key("max_tokens");
     let max_tokens = check.optional(&at_max, raw.max_tokens);

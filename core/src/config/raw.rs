@@ -29,6 +29,8 @@ pub(super) struct RawConfig {
     pub(super) sessions: Field<RawSessions>,
     /// The Prometheus endpoint; none without it.
     pub(super) metrics: Field<RawMetrics>,
+    /// Tones by name, for `modulate`. They go before the built-in ones: brief, empathetic, formal, friendly.
+    pub(super) tones: Field<BTreeMap<String, Field<RawTone>>>,
     /// Pipelines by name.
     pub(super) pipelines: Field<BTreeMap<String, Field<RawPipeline>>>,
 }
@@ -243,25 +245,28 @@ pub(super) struct RawMetrics {
 #[serde(default)]
 #[schemars(deny_unknown_fields)]
 pub(super) struct RawPipeline {
-    /// What it is given. Default: text.
-    pub(super) input: Field<RawInput>,
+    /// What it has to be given: text, audio or image, or a list of these. Text may always come beside the others. Default: text.
+    pub(super) input: Field<Names>,
     /// Its steps. At least one.
     pub(super) steps: Field<Vec<Field<RawStep>>>,
 }
 
-/// What a pipeline is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum RawInput {
-    /// `{{ input.text }}`.
-    Text,
-    /// Not supported yet.
-    Audio,
-    /// Not supported yet.
-    Image,
+/// A way to say things. One of description and prompt.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawTone {
+    /// How it sounds, such as "solemn, as in a speech".
+    pub(super) description: Field<String>,
+    /// The whole instruction to the model, in place of one made of a description.
+    pub(super) prompt: Field<String>,
+    /// How tokens are chosen.
+    pub(super) sampling: Field<RawSampling>,
+    /// Whether it needs the whole text at once, instead of sentence by sentence. Default: false.
+    pub(super) whole: Field<bool>,
 }
 
-/// One step: it does exactly one of prompt, modulate and route. Texts are templates over the input and the steps
+/// One step: it does exactly one of prompt, describe, transcribe, modulate and route. Texts are templates over the input and the steps
 /// before, such as `{{ input.text }}` and `{{ expert.text }}`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -277,20 +282,28 @@ pub(super) struct RawStep {
     pub(super) system: Field<String>,
     /// Says this text again in another tone.
     pub(super) modulate: Field<String>,
-    /// The tone for modulate: a word such as friendly.
+    /// The tone for modulate: the name of one.
     pub(super) tone: Field<String>,
+    /// For modulate of another step's text: whether it begins with the first sentence, while the other step still writes.
+    /// Default: true, unless the tone needs the whole text or the step has a condition.
+    pub(super) stream: Field<bool>,
     /// Asks the router which model suits this text. Gives label, model and scores.
     pub(super) route: Field<String>,
-    /// Not supported yet.
+    /// Writes down what is said in the audio that the pipeline is given: `{{ input.audio }}`.
     pub(super) transcribe: Field<String>,
-    /// Not supported yet.
+    /// For transcribe: the language that is spoken, as an ISO 639-1 code such as es. Default: the model finds out.
+    pub(super) language: Field<String>,
+    /// Describes the image that the pipeline is given, `{{ input.image }}`; with a prompt, answers that about it.
     pub(super) describe: Field<String>,
     /// The step is skipped unless this expression is true.
     pub(super) when: Field<String>,
     /// Ids of steps that must end first, besides those it refers to.
     pub(super) needs: Field<Names>,
-    /// The step fails when it takes longer.
+    /// The step fails when it takes longer; where it says another step's text again as that comes, each of its sentences.
     pub(super) timeout: Field<Span>,
+    /// How often it is tried again after a failure that may pass, such as a host that does not answer. Default: 0.
+    #[schemars(range(max = 10))]
+    pub(super) retry: Field<u32>,
     /// The text that stands in for its own when it fails; not for route.
     pub(super) fallback: Field<String>,
     /// How tokens are chosen.

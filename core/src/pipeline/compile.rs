@@ -4,17 +4,20 @@ use std::time::Duration;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 
-use crate::config::{PipelineConfig, StepAction, StepConfig};
+use crate::config::{InputConfig, PipelineConfig, StepAction, StepConfig};
 use crate::error::Error;
 use crate::nearest::nearest;
 use crate::request::Sampling;
-use crate::units::{PipelineName, StepId};
+use crate::tone::Tones;
+use crate::units::{ModelName, PipelineName, StepId};
 
 /// A pipeline whose templates are known to be well formed and to refer only to what there is.
 #[derive(Debug)]
 pub struct Pipeline {
     pub(super) name: PipelineName,
+    pub(super) input: InputConfig,
     pub(super) steps: Vec<Step>,
+    pub(super) tones: Tones,
     templates: Environment<'static>,
 }
 
@@ -22,16 +25,23 @@ pub struct Pipeline {
 pub(super) struct Step {
     pub(super) id: StepId,
     pub(super) action: Action,
+    /// The model it asks, where the file names it.
+    pub(super) model: Option<ModelName>,
     /// The steps that must end first, by their places in the file.
     pub(super) after: BTreeSet<usize>,
+    /// The one of them whose text it can take sentence by sentence.
+    pub(super) follows: Option<usize>,
     pub(super) when: Option<Template>,
     pub(super) timeout: Option<Duration>,
+    pub(super) retry: u32,
     pub(super) fallback: Option<Template>,
 }
 
 #[derive(Debug)]
 pub(super) enum Action {
     Prompt { model: Template, prompt: Template, system: Option<Template>, sampling: Sampling },
+    Describe { model: Template, prompt: Template, system: Option<Template>, sampling: Sampling },
+    Transcribe { model: Template, language: Option<String>, sampling: Sampling },
     Modulate { model: Template, text: Template, tone: Template, sampling: Sampling },
     Route { text: Template },
 }
@@ -51,6 +61,11 @@ pub struct TemplateProblem {
     pub message: String,
 }
 
+/// What is asked of an image where the step does not say.
+const DESCRIBE: &str = "Describe the image.";
+/// Steps that a template may take; one that never ends stops here.
+const FUEL: u64 = 10_000_000;
+
 /// What a step's result offers to later steps.
 const PROMPT_FIELDS: &[&str] = &["text", "served_by", "fallback_reason", "skipped"];
 const ROUTE_FIELDS: &[&str] = &["label", "model", "scores", "skipped"];
@@ -59,17 +74,24 @@ impl Pipeline {
     /// Compiles a pipeline's templates. Its ids must be unique, which the configuration sees to.
     ///
     /// # Errors
-    /// All templates that are not well formed or refer to an unknown step or field, and steps that wait for each other.
-    pub fn compile(name: PipelineName, config: &PipelineConfig) -> Result<Self, Vec<TemplateProblem>> {
+    /// All templates that are not well formed or refer to an unknown step or field, tones that are not there, and steps that
+    /// wait for each other.
+    pub fn compile(
+        name: PipelineName,
+        config: &PipelineConfig,
+        tones: &Tones,
+    ) -> Result<Self, Vec<TemplateProblem>> {
         let mut templates = Environment::new();
+        templates.set_fuel(Some(FUEL));
         templates.set_undefined_behavior(UndefinedBehavior::Strict);
         templates.set_auto_escape_callback(|_| AutoEscape::None);
-        let mut compiler = Compiler { config, templates, problems: Vec::new() };
+        let mut compiler = Compiler { config, tones, templates, problems: Vec::new() };
         let steps: Vec<Step> =
             config.steps.iter().enumerate().map(|(place, step)| compiler.step(place, step)).collect();
         compiler.check_cycles(&steps);
         if compiler.problems.is_empty() {
-            Ok(Self { name, steps, templates: compiler.templates })
+            let (tones, templates) = (tones.clone(), compiler.templates);
+            Ok(Self { name, input: config.input, steps, tones, templates })
         } else {
             Err(compiler.problems)
         }
@@ -96,6 +118,7 @@ impl Pipeline {
 
 struct Compiler<'a> {
     config: &'a PipelineConfig,
+    tones: &'a Tones,
     templates: Environment<'static>,
     problems: Vec<TemplateProblem>,
 }
@@ -112,7 +135,18 @@ impl Compiler<'_> {
                 system: system.as_deref().map(|system| take("system", system)),
                 sampling: sampling.clone(),
             },
-            StepAction::Modulate { model, text, tone, sampling } => Action::Modulate {
+            StepAction::Describe { model, prompt, system, sampling } => Action::Describe {
+                model: take("model", model),
+                prompt: take("prompt", prompt.as_deref().unwrap_or(DESCRIBE)),
+                system: system.as_deref().map(|system| take("system", system)),
+                sampling: sampling.clone(),
+            },
+            StepAction::Transcribe { model, language, sampling } => Action::Transcribe {
+                model: take("model", model),
+                language: language.clone(),
+                sampling: sampling.clone(),
+            },
+            StepAction::Modulate { model, text, tone, sampling, .. } => Action::Modulate {
                 model: take("model", model),
                 text: take("modulate", text),
                 tone: take("tone", tone),
@@ -122,7 +156,46 @@ impl Compiler<'_> {
         };
         let fallback = step.fallback.as_deref().map(|text| take("fallback", text));
         let when = step.when.as_deref().map(|when| self.condition(place, when, &mut after));
-        Step { id: step.id.clone(), action, after, when, timeout: step.timeout, fallback }
+        if let StepAction::Modulate { tone, .. } = &step.action {
+            self.check_tone(place, tone);
+        }
+        Step {
+            id: step.id.clone(),
+            action,
+            model: step.action.model().filter(|model| !is_template(model)).and_then(|model| model.parse().ok()),
+            follows: self.follows(place, step),
+            after,
+            when,
+            timeout: step.timeout,
+            retry: step.retry,
+            fallback,
+        }
+    }
+
+    /// The step whose text this one says again and nothing else, so that it can begin with the first sentence.
+    fn follows(&self, place: usize, step: &StepConfig) -> Option<usize> {
+        let StepAction::Modulate { model, text, tone, stream: true, .. } = &step.action else { return None };
+        let reference = text.trim().strip_prefix("{{")?.strip_suffix("}}")?.trim();
+        let source = self.place_of(reference.strip_suffix(".text")?).filter(|source| *source != place)?;
+        let of_source = &self.config.steps[source];
+        let has_text = !matches!(of_source.action, StepAction::Route { .. });
+        // Nothing else of it may be needed, and whether the two run at all has to be known from the beginning.
+        let name = of_source.id.as_str();
+        let others = [Some(model.as_str()), Some(tone.as_str()), step.fallback.as_deref()];
+        let free = others.into_iter().flatten().all(|other| !is_template(other) || !other.contains(name))
+            && !step.needs.contains(&of_source.id)
+            && step.when.is_none();
+        (has_text && free).then_some(source)
+    }
+
+    fn check_tone(&mut self, place: usize, tone: &str) {
+        if is_template(tone) || self.tones.get(tone.trim()).is_some() {
+            return;
+        }
+        let near = self.tones.nearest(tone.trim()).map(|name| format!(", did you mean `{name}`?"));
+        let known: Vec<&str> = self.tones.names().collect();
+        let (near, known) = (near.unwrap_or_default(), known.join(", "));
+        self.problem(place, "tone", format!("unknown tone `{tone}`{near} (there are {known}; more under `tones:`)"));
     }
 
     /// An expression, made a template that renders to nothing unless it is true.
@@ -209,6 +282,11 @@ impl Compiler<'_> {
     fn problem(&mut self, step: usize, key: &'static str, message: String) {
         self.problems.push(TemplateProblem { step, key, message });
     }
+}
+
+/// Whether a value is known only when the step runs.
+pub(crate) fn is_template(text: &str) -> bool {
+    text.contains("{{") || text.contains("{%")
 }
 
 /// The engine's message without the name of the template, which is ours.

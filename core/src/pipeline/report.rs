@@ -7,12 +7,22 @@ use crate::units::{ModelName, PipelineName, StepId};
 /// Something that happened in a run.
 #[derive(Clone, Debug)]
 pub enum PipelineEvent {
-    /// A step began. `model` is none for routing.
+    /// A step's model is asked for the first time. `model` is none for routing.
     StepStarted {
         /// The step.
         step: StepId,
         /// The model it asks.
         model: Option<ModelName>,
+    },
+    /// A step failed in a way that may pass, and is tried again. What it has said so far is void. So is what steps have said
+    /// that take its text as it comes: each of them says so itself.
+    StepRetried {
+        /// The step.
+        step: StepId,
+        /// Which attempt begins: 2 for the first retry.
+        attempt: u32,
+        /// What failed.
+        error: String,
     },
     /// A step's model said something.
     StepText {
@@ -32,7 +42,7 @@ pub enum PipelineEvent {
 pub struct StepReport {
     /// The step.
     pub id: StepId,
-    /// `prompt`, `modulate` or `route`.
+    /// `prompt`, `describe`, `transcribe`, `modulate` or `route`.
     pub kind: &'static str,
     /// The model that was asked, or that a route leads to.
     pub model: Option<ModelName>,
@@ -48,6 +58,12 @@ pub struct StepReport {
     /// For a route: the label that won, the scores and the reason.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub routing: Option<RouteReport>,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Milliseconds from the run's start to its own.
+    pub started_ms: u64,
+    /// Milliseconds from the run's start to its first text; `None` where it said nothing.
+    pub first_text_ms: Option<u64>,
     /// Milliseconds from its start to its end.
     pub duration_ms: u64,
 }

@@ -1,7 +1,6 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -11,20 +10,46 @@ use minijinja::value::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::compile::{Action, Pipeline, Step, Template};
-use super::report::{PipelineEvent, PipelineReport, RouteReport, StepReport};
-use super::tone;
-use crate::answer::{Answer, AnswerEvent, CallOptions, Models};
+use super::compile::{Pipeline, Step};
+use super::report::{PipelineEvent, PipelineReport, StepReport};
+use super::step::{Feed, Runner, Said};
+use crate::answer::{CallOptions, Models};
+use crate::audio::Audio;
 use crate::error::Error;
-use crate::request::{GenerateRequest, Message};
+use crate::image::Image;
 use crate::router::Router;
-use crate::units::{ModelName, StepId};
+use crate::units::ModelName;
 
 /// What a run is given.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Input {
     /// `{{ input.text }}`. It is data: nothing in it is taken for a template.
-    pub text: String,
+    pub text: Option<String>,
+    /// What `transcribe` hears.
+    pub audio: Option<Audio>,
+    /// What `describe` sees.
+    pub image: Option<Image>,
+}
+
+impl Input {
+    /// Text alone.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self { text: Some(text.into()), ..Self::default() }
+    }
+
+    /// The same input with audio.
+    #[must_use]
+    pub fn with_audio(mut self, audio: Audio) -> Self {
+        self.audio = Some(audio);
+        self
+    }
+
+    /// The same input with an image.
+    #[must_use]
+    pub fn with_image(mut self, image: Image) -> Self {
+        self.image = Some(image);
+        self
+    }
 }
 
 /// A run: any number of events, then [`PipelineEvent::Done`] or one error. Dropping it stops all its steps.
@@ -35,7 +60,11 @@ const UNREAD: usize = 16;
 
 impl Pipeline {
     /// Runs the pipeline. A step starts when all it refers to have ended, so steps that do not need each other run at
-    /// once. Each step makes one request at a time and holds no model while it waits for another.
+    /// once; one that says another's text again starts with its first sentence. Each step makes one request at a time and
+    /// holds no model while it waits for another.
+    ///
+    /// Before any step, what the input lacks is an error, and so is a model that can never fit the budget. The models of the
+    /// steps that come next are made ready meanwhile, as far as there is room.
     pub fn run(
         self: &Arc<Self>,
         input: &Input,
@@ -44,12 +73,26 @@ impl Pipeline {
         options: CallOptions,
     ) -> PipelineStream {
         let (events, unread) = mpsc::channel(UNREAD);
+        let text = input.text.as_deref().unwrap_or_default();
+        let started = Instant::now();
         let run = Run {
-            runner: Runner { pipeline: Arc::clone(self), models, router, options, events },
-            context: BTreeMap::from([("input".to_owned(), context! { text => input.text.as_str() })]),
-            started: Instant::now(),
+            context: BTreeMap::from([("input".to_owned(), context! { text => text })]),
             waiting: (0..self.steps.len()).collect(),
+            runner: Runner {
+                pipeline: Arc::clone(self),
+                input: Arc::new(input.clone()),
+                models,
+                router,
+                options,
+                events,
+                started,
+            },
+            started,
+            begun: false,
             running: FuturesUnordered::new(),
+            feeds: BTreeMap::new(),
+            ahead: FuturesUnordered::new(),
+            made_ready: BTreeSet::new(),
             reports: BTreeMap::new(),
             unread,
             ready: VecDeque::new(),
@@ -67,8 +110,15 @@ struct Run {
     /// What templates may refer to: the input, and the results of steps that have ended.
     context: BTreeMap<String, Value>,
     started: Instant,
+    /// Whether it was found that it can go at all.
+    begun: bool,
     waiting: Vec<usize>,
     running: FuturesUnordered<BoxFuture<'static, (usize, Result<StepReport, Error>)>>,
+    /// What running steps say, for those that follow them and have not started yet.
+    feeds: BTreeMap<usize, Feed>,
+    /// Models of later steps that are being made ready, and all that were.
+    ahead: FuturesUnordered<BoxFuture<'static, ()>>,
+    made_ready: BTreeSet<ModelName>,
     reports: BTreeMap<usize, StepReport>,
     unread: mpsc::Receiver<PipelineEvent>,
     ready: VecDeque<PipelineEvent>,
@@ -77,6 +127,13 @@ struct Run {
 
 impl Run {
     async fn next(&mut self) -> Option<Result<PipelineEvent, Error>> {
+        if !self.begun {
+            self.begun = true;
+            if let Err(error) = self.runner.clone().can_go().await {
+                self.ended = true;
+                return Some(Err(error));
+            }
+        }
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(Ok(event));
@@ -87,7 +144,10 @@ impl Run {
             self.start_steps();
             tokio::select! {
                 biased;
-                Some(event) = self.unread.recv() => return Some(Ok(event)),
+                Some(event) = self.unread.recv() => {
+                    self.make_ready(&event);
+                    return Some(Ok(event));
+                }
                 Some((place, result)) = self.running.next() => match result {
                     Ok(report) => self.on_ended(place, report),
                     Err(error) => {
@@ -95,19 +155,68 @@ impl Run {
                         return Some(Err(error));
                     }
                 },
+                Some(()) = self.ahead.next() => {}
             }
         }
     }
 
     fn start_steps(&mut self) {
-        let ready = |reports: &BTreeMap<usize, StepReport>, step: &Step| {
-            step.after.iter().all(|s| reports.contains_key(s))
-        };
+        let pipeline = Arc::clone(&self.runner.pipeline);
+        let mut place = 0;
+        while place < pipeline.steps.len() {
+            let step = &pipeline.steps[place];
+            let startable = self.waiting.contains(&place) && self.can_start(place, step);
+            if startable {
+                self.waiting.retain(|waiting| *waiting != place);
+                self.start(place, step);
+                // One before it may follow it.
+                place = 0;
+            } else {
+                place += 1;
+            }
+        }
+    }
+
+    fn can_start(&self, place: usize, step: &Step) -> bool {
+        let follows = |source| step.follows == Some(source) && self.feeds.contains_key(&place);
+        step.after.iter().all(|source| self.reports.contains_key(source) || follows(*source))
+    }
+
+    fn start(&mut self, place: usize, step: &Step) {
+        // What it says goes to those that follow it; they hear of it as soon as it has started.
         let steps = &self.runner.pipeline.steps;
-        let startable = self.waiting.extract_if(.., |place| ready(&self.reports, &steps[*place]));
-        for place in startable {
-            let (runner, context) = (self.runner.clone(), self.context.clone());
-            self.running.push(async move { (place, runner.step(place, &context).await) }.boxed());
+        let mut followers = Vec::new();
+        for (follower, _) in steps.iter().enumerate().filter(|(_, other)| other.follows == Some(place)) {
+            // Never full: a step must not wait for another one, which may be waiting for this one's model to be idle. No
+            // more goes through than an answer has.
+            let (said, feed) = mpsc::unbounded_channel();
+            followers.push(said);
+            self.feeds.insert(follower, feed);
+        }
+        let feed = self.feeds.remove(&place).filter(|_| {
+            step.follows.is_some_and(|source| !self.reports.contains_key(&source))
+        });
+        let (runner, context) = (self.runner.clone(), self.context.clone());
+        let said = Said::new(followers);
+        self.running.push(async move { (place, runner.step(place, &context, feed, said).await) }.boxed());
+    }
+
+    /// Has the models of the steps that come directly after one made ready, once its own says something: before that, it may
+    /// need the room itself.
+    fn make_ready(&mut self, event: &PipelineEvent) {
+        let PipelineEvent::StepText { step, .. } = event else { return };
+        let steps = &self.runner.pipeline.steps;
+        let Some((place, step)) = steps.iter().enumerate().find(|(_, own)| own.id == *step) else { return };
+        for next in steps {
+            let comes_next = next.after.contains(&place) && next.when.is_none();
+            let Some(model) = next.model.clone().filter(|model| comes_next && step.model.as_ref() != Some(model))
+            else {
+                continue;
+            };
+            if self.made_ready.insert(model.clone()) {
+                let models = Arc::clone(&self.runner.models);
+                self.ahead.push(async move { models.prepare(&model).await }.boxed());
+            }
         }
     }
 
@@ -151,148 +260,5 @@ fn as_value(report: &StepReport) -> Value {
         label => routing.and_then(|routing| routing.label.clone()),
         model => report.model.as_ref().map(ModelName::to_string),
         scores => scores.map(Value::from_pairs),
-    }
-}
-
-/// Runs single steps.
-#[derive(Clone)]
-struct Runner {
-    pipeline: Arc<Pipeline>,
-    models: Arc<dyn Models>,
-    router: Option<Arc<Router>>,
-    options: CallOptions,
-    events: mpsc::Sender<PipelineEvent>,
-}
-
-/// What a step's action gives.
-struct Outcome {
-    model: Option<ModelName>,
-    text: String,
-    answer: Option<Answer>,
-    routing: Option<RouteReport>,
-}
-
-impl Runner {
-    async fn step(&self, place: usize, context: &BTreeMap<String, Value>) -> Result<StepReport, Error> {
-        let (step, started) = (&self.pipeline.steps[place], Instant::now());
-        let failed = |error: Error| Error::Step {
-            pipeline: self.pipeline.name.clone(),
-            step: step.id.clone(),
-            source: Box::new(error),
-        };
-        let mut report = StepReport {
-            id: step.id.clone(),
-            kind: step.action.kind(),
-            model: None,
-            text: String::new(),
-            skipped: false,
-            error: None,
-            answer: None,
-            routing: None,
-            duration_ms: 0,
-        };
-        let wanted =
-            step.when.as_ref().map(|when| self.pipeline.render(when, context)).transpose().map_err(failed)?;
-        if wanted.is_some_and(|rendered| rendered.is_empty()) {
-            report.skipped = true;
-            return Ok(report);
-        }
-        match (self.within(step.timeout, self.act(step, context)).await, &step.fallback) {
-            (Ok(outcome), _) => {
-                report.model = outcome.model;
-                report.text = outcome.text;
-                report.answer = outcome.answer;
-                report.routing = outcome.routing;
-            }
-            (Err(error), Some(fallback)) => {
-                tracing::warn!(pipeline = %self.pipeline.name, step = %step.id, %error, "the step's fallback stands in");
-                report.text = self.pipeline.render(fallback, context).map_err(failed)?;
-                report.error = Some(error.to_string());
-            }
-            (Err(error), None) => return Err(failed(error)),
-        }
-        report.duration_ms = started.elapsed().as_millis() as u64;
-        Ok(report)
-    }
-
-    async fn within<T>(
-        &self,
-        limit: Option<Duration>,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        match limit {
-            Some(limit) => {
-                tokio::time::timeout(limit, work).await.unwrap_or(Err(Error::StepTimeout { limit }))
-            }
-            None => work.await,
-        }
-    }
-
-    async fn act(&self, step: &Step, context: &BTreeMap<String, Value>) -> Result<Outcome, Error> {
-        let render = |template: &Template| self.pipeline.render(template, context);
-        match &step.action {
-            Action::Prompt { model, prompt, system, sampling } => {
-                let system = system.as_ref().map(render).transpose()?.map(Message::system);
-                let messages = system.into_iter().chain([Message::user(render(prompt)?)]).collect();
-                let request = GenerateRequest::chat(messages).with_sampling(sampling.clone());
-                self.ask(&step.id, &render(model)?, request).await
-            }
-            Action::Modulate { model, text, tone, sampling } => {
-                let request = tone::request(&render(text)?, &render(tone)?, sampling.clone());
-                self.ask(&step.id, &render(model)?, request).await
-            }
-            Action::Route { text } => self.route(&step.id, &render(text)?).await,
-        }
-    }
-
-    async fn ask(&self, step: &StepId, model: &str, request: GenerateRequest) -> Result<Outcome, Error> {
-        let unknown = |_| Error::UnknownModel { model: model.to_owned(), nearest: None };
-        let model: ModelName = model.trim().parse().map_err(unknown)?;
-        self.tell(PipelineEvent::StepStarted { step: step.clone(), model: Some(model.clone()) }).await;
-        let mut stream = self.models.generate(&model, request, self.options).await?;
-        let mut whole = String::new();
-        while let Some(event) = stream.next().await {
-            match event? {
-                AnswerEvent::Text(text) => {
-                    whole.push_str(&text);
-                    self.tell(PipelineEvent::StepText { step: step.clone(), text }).await;
-                }
-                AnswerEvent::Done(answer) => {
-                    return Ok(Outcome {
-                        model: Some(model),
-                        text: whole,
-                        answer: Some(answer),
-                        routing: None,
-                    });
-                }
-            }
-        }
-        // A stream's contract is to end with Done or an error; one that does neither belongs to a pool that is gone.
-        Err(Error::ShuttingDown)
-    }
-
-    async fn route(&self, step: &StepId, text: &str) -> Result<Outcome, Error> {
-        self.tell(PipelineEvent::StepStarted { step: step.clone(), model: None }).await;
-        let none = || Error::NoRoute { message: "no router is configured".to_owned() };
-        let router = self.router.as_ref().ok_or_else(none)?;
-        let routing = router.route(text, &*self.models, self.options).await?;
-        let Some(model) = routing.model else { return Err(Error::NoRoute { message: routing.reason }) };
-        let report = RouteReport { label: routing.label, scores: routing.scores, reason: routing.reason };
-        Ok(Outcome { model: Some(model), text: String::new(), answer: None, routing: Some(report) })
-    }
-
-    async fn tell(&self, event: PipelineEvent) {
-        // The receiver lives in the run that polls this step: it cannot be gone.
-        let _read = self.events.send(event).await;
-    }
-}
-
-impl Action {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Prompt { .. } => "prompt",
-            Self::Modulate { .. } => "modulate",
-            Self::Route { .. } => "route",
-        }
     }
 }

@@ -35,6 +35,15 @@ pub enum Script {
     Echoes,
     /// Fails.
     Fails,
+    /// Fails so often, each time after this text, in a way that may pass; then says its own, a word at a time.
+    Flaky {
+        /// How often.
+        failures: usize,
+        /// What it says before.
+        after: String,
+        /// What it says in the end.
+        says: String,
+    },
     /// Embeds a text as the counts of these words in it.
     CountsWords(Vec<String>),
     /// Gives these scores.
@@ -92,9 +101,14 @@ impl FakeModels {
     }
 
     fn answer(&self, model: &ModelName, prompt: String) -> Result<AnswerStream, Error> {
-        let (pieces, pause) = match self.script(model, prompt.clone())? {
-            Script::Says(pieces, pause) => (pieces, pause),
-            _ => (vec![prompt], Duration::ZERO),
+        let (pieces, pause, fails) = match self.script(model, prompt.clone())? {
+            Script::Says(pieces, pause) => (pieces, pause, false),
+            Script::Flaky { failures, after, says } => {
+                let times = self.asked().iter().filter(|(asked, _)| asked == model.as_str()).count();
+                let (text, fails) = if times <= failures { (after, true) } else { (says, false) };
+                (text.split_inclusive(' ').map(str::to_owned).collect(), Duration::from_millis(1), fails)
+            }
+            _ => (vec![prompt], Duration::ZERO, false),
         };
         let answer = Answer {
             provenance: self.provenance(model),
@@ -109,6 +123,11 @@ impl FakeModels {
             logprobs: None,
             handovers: Vec::new(),
         };
+        let failure = Error::Request {
+            model: model.clone(),
+            served_by: answer.provenance.served_by.clone(),
+            cause: Failure::new(FailureKind::CutOff, "scripted"),
+        };
         let running = Arc::clone(&self.running);
         let text = futures::stream::iter(pieces).then(move |piece| {
             let running = Arc::clone(&running);
@@ -121,7 +140,7 @@ impl FakeModels {
         let running = Arc::clone(&self.running);
         let done = futures::stream::once(async move {
             drop(running);
-            Ok(AnswerEvent::Done(answer))
+            if fails { Err(failure) } else { Ok(AnswerEvent::Done(answer)) }
         });
         Ok(text.chain(done).boxed())
     }

@@ -3,14 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod compile;
+mod media;
 mod route;
 mod run;
+mod streaming;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use sarai_core::config::{ConfigError, Env, Overrides, PipelineConfig, Resolved};
 use sarai_core::pipeline::Pipeline;
+use sarai_core::tone::Tones;
 
 /// The steps under `pipelines.p.steps`, with models a, b and c, an embedding model and a router.
 fn parse(steps: &str) -> Result<Resolved, ConfigError> {
@@ -30,5 +33,5 @@ fn config(steps: &str) -> (PipelineConfig, sarai_core::config::RouterConfig) {
 }
 
 fn pipeline(steps: &str) -> Arc<Pipeline> {
-    Arc::new(Pipeline::compile("p".parse().unwrap(), &config(steps).0).unwrap())
+    Arc::new(Pipeline::compile("p".parse().unwrap(), &config(steps).0, &Tones::default()).unwrap())
 }

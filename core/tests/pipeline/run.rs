@@ -19,7 +19,7 @@ fn says(pieces: &[&str]) -> Script {
 
 fn start(steps: &str, text: &str, models: &FakeModels) -> PipelineStream {
     let router = Arc::new(Router::new(config(steps).1));
-    let input = Input { text: text.to_owned() };
+    let input = Input::text(text);
     pipeline(steps).run(&input, Arc::new(models.clone()), Some(router), CallOptions::default())
 }
 
@@ -28,6 +28,9 @@ async fn events(mut run: PipelineStream) -> (Vec<String>, Result<PipelineReport,
     loop {
         match run.next().await.expect("a run ends with Done or an error") {
             Ok(PipelineEvent::StepStarted { step, .. }) => seen.push(format!("{step} starts")),
+            Ok(PipelineEvent::StepRetried { step, attempt, .. }) => {
+                seen.push(format!("{step} attempt {attempt}"));
+            }
             Ok(PipelineEvent::StepText { step, text }) => seen.push(format!("{step}: {text}")),
             Ok(PipelineEvent::StepDone(report)) => seen.push(format!("{} done", report.id)),
             Ok(PipelineEvent::Done(report)) => {

@@ -38,7 +38,7 @@ pub(super) use embedded::{Embedded, Piece};
 use mtmd::{Mtmd, Seen};
 
 /// What the embeddings that are kept for later turns may take, as a part of the whole context's.
-const KEPT_PART: usize = 2;
+pub(super) const KEPT_PART: usize = 2;
 
 /// An image or audio of a request.
 #[derive(Clone, Debug)]

@@ -13,14 +13,11 @@ use llama_cpp_sys_2 as sys;
 
 use super::super::context::{c_path, compute};
 use super::super::load::Loaded;
+use super::super::projector::MOST_IMAGE_TOKENS;
 use super::super::runtime;
 use super::embedded::{Embedded, Piece};
 use crate::Error;
 use crate::media::{Picture, Sound};
-
-/// The most embeddings for one image, where a projector takes images of any size: a side of some 900 pixels for Qwen's. Its
-/// own limit is 4,096, which a CPU reads for minutes.
-const MOST_IMAGE_TOKENS: i32 = 1024;
 
 /// Names of markers that this library puts around images, and what some of the vocabularies that they are meant for call
 /// them: Qwen2.5-Omni's has no `<|vision_start|>`, which would be read letter by letter.
@@ -64,7 +61,7 @@ impl Mtmd {
         params.print_timings = false;
         params.n_threads = i32::try_from(threads).unwrap_or(1);
         if any_size {
-            params.image_max_tokens = MOST_IMAGE_TOKENS;
+            params.image_max_tokens = MOST_IMAGE_TOKENS as i32;
         }
         // SAFETY: the path is a C string, the parameters hold the defaults' static texts, and the model outlives the projector,
         // which holds a share of it.
