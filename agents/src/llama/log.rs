@@ -14,7 +14,11 @@ thread_local! {
 #[expect(unsafe_code, reason = "a call into llama.cpp")]
 pub(super) fn send_to_tracing() {
     // SAFETY: the function lives as long as the program, and takes no data.
-    unsafe { sys::llama_log_set(Some(message), std::ptr::null_mut()) };
+    unsafe {
+        sys::llama_log_set(Some(message), std::ptr::null_mut());
+        // The library for images and audio has a log of its own.
+        sys::mtmd_helper_log_set(Some(message), std::ptr::null_mut());
+    }
 }
 
 /// Says whether what llama.cpp now reports on this thread is a step that was told to stop.

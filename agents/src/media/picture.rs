@@ -102,7 +102,9 @@ mod tests {
             let pixels = image.clone().into_rgb8().into_raw();
             let off = picture.rgb.iter().zip(&pixels).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
             let mean = off / pixels.len() as u64;
-            assert!(mean <= if format == ImageFormat::Jpeg { 12 } else { 1 }, "{format:?}: {mean}");
+            // Two of them keep less than every colour.
+            let exact = matches!(format, ImageFormat::Png | ImageFormat::WebP);
+            assert!(mean <= if exact { 0 } else { 12 }, "{format:?}: {mean}");
         }
     }
 

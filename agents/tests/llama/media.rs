@@ -2,7 +2,6 @@
 
 use std::io::Cursor;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::future::join_all;
@@ -19,7 +18,7 @@ use sarai_core::request::{
 use sarai_core::units::Bytes;
 use sarai_support::gguf::{Kind, Model, Projector};
 
-use super::{ModelFile, assert_alike, chat, file, load, read, say, seeded, settings};
+use super::{ModelFile, assert_alike, chat, file, load, read, say, settings};
 
 const WIDTH: u32 = 192;
 /// Half a minute of audio, as Whisper's encoder gives it.
@@ -269,42 +268,4 @@ async fn a_model_without_eyes_or_ears_says_so() {
     let heard = Message::user("?").with_audio(vec![tone(1.0, 100.0)]);
     let failure = say(&model, ask(&[heard])).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Unsupported, "{failure}");
-}
-
-#[tokio::test]
-async fn an_idle_projector_gives_its_memory_back_and_sees_again_when_asked() {
-    let (file, mut settings) = seeing(Kind::Qwen2Vl);
-    settings.projector_ttl = Some(Duration::from_millis(1));
-    let held = |model: &Arc<dyn Loaded>| model.memory().and_then(|memory| memory.anonymous).unwrap();
-    let model = load(settings).await.unwrap();
-    let first = answer(&model, &shown(1)).await;
-    let reserved = model.memory_at_load().unwrap().anonymous.unwrap();
-    let began = Instant::now();
-    while held(&model) >= reserved {
-        assert!(began.elapsed() < Duration::from_secs(20), "it keeps {}", held(&model));
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(model.memory_at_load().unwrap().anonymous, Some(reserved), "its room stays its own");
-    let again = answer(&model, &[Message::system("Be kind."), Message::user("What is this?").with_images(vec![picture(2)])]).await;
-    let fresh = load(seeing_again(&file)).await.unwrap();
-    assert_alike(&answer(&fresh, &shown(2)).await, &again, "after it was loaded again");
-    assert_alike(&answer(&fresh, &shown(1)).await, &first, "before");
-}
-
-#[tokio::test]
-async fn a_projector_is_in_the_estimate_and_in_what_is_held() {
-    let (_file, settings) = seeing(Kind::Qwen2Vl);
-    let mmproj = settings.mmproj.clone().unwrap();
-    let blind = GgufSettings { mmproj: None, ..settings.clone() };
-    let estimate = |settings: GgufSettings| async {
-        GgufBackend::new(settings).estimate(Bytes::from_gb(4.0)).await.unwrap()
-    };
-    let (with, without) = (estimate(settings.clone()).await, estimate(blind).await);
-    let file = std::fs::metadata(&mmproj).unwrap().len();
-    assert!(with.projector >= Bytes(file / 10 * 9) && without.projector == Bytes::ZERO, "{with:?}");
-    assert_eq!(with.total() - with.projector, without.total());
-    let model = load(settings).await.unwrap();
-    let held = |model: &Arc<dyn Loaded>| model.memory().and_then(|memory| memory.anonymous).unwrap();
-    assert!(held(&model) >= Bytes(file / 10 * 9), "{} of {file}", held(&model));
-    assert!(say(&model, chat(seeded(1))).await.is_ok());
 }

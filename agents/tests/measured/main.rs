@@ -5,16 +5,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use sarai_agents::llama::{GgufBackend, GgufSettings};
 use sarai_core::backend::{Backend, LoadRequest, Model as Loaded};
 use sarai_core::config::{Context, KvCacheType, Weights};
 use sarai_core::memory::{Estimate, Footprint};
-use sarai_core::request::{Capability, GenerateRequest, Sampling};
+use sarai_core::request::{Capability, GenerateRequest, Message, Sampling};
 use sarai_core::units::Bytes;
-use sarai_support::gguf::{Kind, Model};
+use sarai_support::gguf::{Kind, Model, Projector};
 
 async fn estimate(settings: &GgufSettings) -> Estimate {
     GgufBackend::new(settings.clone()).estimate(Bytes::from_gb(8.0)).await.unwrap()
@@ -282,4 +282,65 @@ async fn a_load_beside_a_model_that_writes_is_measured() {
     let beside = load(&loads).await.memory_at_load().unwrap().anonymous.unwrap().0 as f64;
     stream.next().await.unwrap().unwrap();
     assert!((0.85..1.15).contains(&(beside / alone)), "{alone} alone, {beside} beside a model that writes");
+}
+
+/// A model that sees and hears, with its projector.
+fn seeing(folder: &Path) -> GgufSettings {
+    let (file, mmproj) = (folder.join("model.gguf"), folder.join("mmproj.gguf"));
+    Model::new(Kind::Qwen2Vl).write_to(&file).unwrap();
+    Projector::new(192).write_to(&mmproj).unwrap();
+    GgufSettings { context: Context::Fixed(2048), mmproj: Some(mmproj), ..settings(&file, folder) }
+}
+
+/// Asks about a picture with this many pixels a side.
+async fn look(model: &dyn Loaded, side: u32) {
+    let picture = image::RgbImage::from_fn(side, side, |x, y| image::Rgb([x as u8, y as u8, 9]));
+    let mut file = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut file, image::ImageFormat::Png).unwrap();
+    let picture = sarai_core::image::Image::new(file.into_inner()).unwrap();
+    let sampling = Sampling { max_tokens: Some(1), ..Sampling::default() };
+    let question = Message::user("What is this?").with_images(vec![picture]);
+    let request = GenerateRequest::chat(vec![question]).with_sampling(sampling);
+    let deltas: Vec<_> = model.generate(request).await.unwrap().collect().await;
+    assert!(deltas.iter().all(Result::is_ok), "{deltas:?}");
+}
+
+#[tokio::test]
+async fn a_projector_is_in_the_estimate_and_in_what_is_held() {
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let settings = seeing(folder.path());
+    let blind = GgufSettings { mmproj: None, ..settings.clone() };
+    let (with, without) = (estimate(&settings).await, estimate(&blind).await);
+    let file = std::fs::metadata(settings.mmproj.as_ref().unwrap()).unwrap().len();
+    assert!(with.projector >= Bytes(file / 10 * 9) && without.projector == Bytes::ZERO, "{with:?}");
+    assert_eq!(with.total().saturating_sub(with.projector), without.total());
+    let held = |model: &Arc<dyn Loaded>| model.memory().unwrap().anonymous.unwrap();
+    let (blind, seeing) = (load(&blind).await, load(&settings).await);
+    let more = held(&seeing).saturating_sub(held(&blind));
+    assert!(more >= Bytes(file / 10 * 9), "{more} for a file of {file}");
+    blind.unload().await;
+    look(&*seeing, 600).await;
+    assert!(held(&seeing).saturating_sub(more) <= with.total(), "{} of {}", held(&seeing), with.total());
+    assert_eq!(seeing.unload().await.unwrap().shortfall(), None);
+}
+
+#[tokio::test]
+async fn an_idle_projector_gives_its_memory_back_and_sees_again_when_asked() {
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let settings =
+        GgufSettings { projector_ttl: Some(Duration::from_millis(1)), ..seeing(folder.path()) };
+    let held = |model: &Arc<dyn Loaded>| model.memory().unwrap().anonymous.unwrap();
+    let model = load(&settings).await;
+    look(&*model, 200).await;
+    let reserved = model.memory_at_load().unwrap().anonymous.unwrap();
+    let began = Instant::now();
+    while held(&model) >= reserved {
+        assert!(began.elapsed() < Duration::from_secs(20), "it keeps {}", held(&model));
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(model.memory_at_load().unwrap().anonymous, Some(reserved), "its room stays its own");
+    look(&*model, 201).await;
+    assert_eq!(model.unload().await.unwrap().shortfall(), None);
 }

@@ -1,5 +1,7 @@
 //! A place in the file: where a value is read, and what problems with it are reported under.
 
+use std::path::Path;
+
 use super::tree::Node;
 
 /// A key's path, with the value and the line it has in the file.
@@ -11,12 +13,14 @@ pub(super) struct At<'a> {
     pub(super) line: usize,
     /// The value; `None` where the file does not have the key.
     pub(super) node: Option<&'a Node>,
+    /// The file, where that is not the configuration itself.
+    pub(super) file: Option<&'a Path>,
 }
 
 impl<'a> At<'a> {
     /// The whole file.
     pub(super) const fn root(node: &'a Node) -> Self {
-        Self { path: String::new(), line: node.line, node: Some(node) }
+        Self { path: String::new(), line: node.line, node: Some(node), file: None }
     }
 
     /// The place of a key below this one.
@@ -26,6 +30,7 @@ impl<'a> At<'a> {
             path: Self::key_path(&self.path, key),
             line: entry.map_or(self.line, |entry| entry.line),
             node: entry.map(|entry| &entry.value),
+            file: entry.and_then(|entry| entry.value.file.as_deref()).or(self.file),
         }
     }
 
@@ -36,6 +41,7 @@ impl<'a> At<'a> {
             path: Self::item_path(&self.path, index),
             line: node.map_or(self.line, |node| node.line),
             node,
+            file: node.and_then(|node| node.file.as_deref()).or(self.file),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Reads single settings out of the raw shapes, and collects the problems and the sources as it goes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -16,6 +16,8 @@ use crate::nearest::nearest;
 #[derive(Debug)]
 pub(super) struct Check<'a> {
     pub(super) file: Option<&'a Path>,
+    /// Another file that is being read.
+    within: Option<PathBuf>,
     pub(super) env: &'a Env,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
@@ -35,6 +37,7 @@ impl<'a> Check<'a> {
     pub(super) const fn new(file: Option<&'a Path>, env: &'a Env) -> Self {
         Self {
             file,
+            within: None,
             env,
             problems: Vec::new(),
             warnings: Vec::new(),
@@ -122,7 +125,7 @@ impl<'a> Check<'a> {
     /// Where the value at `at` comes from: its line, or the default where the file does not have it.
     pub(super) fn source(&self, at: &At<'_>) -> Source {
         at.node.map_or(Source::Default, |node| Source::File {
-            file: self.file.map(Path::to_path_buf),
+            file: at.file.or(self.file).map(Path::to_path_buf),
             line: at.line,
             variables: node.variables.clone(),
         })
@@ -137,8 +140,18 @@ impl<'a> Check<'a> {
     /// Notes a problem with the value at `at`.
     pub(super) fn problem(&mut self, at: &At<'_>, message: impl Into<String>) {
         if !self.unexpanded.contains(&at.path) {
-            self.problem_at(at.path.clone(), Some(at.line), message);
+            let file = at.file.or(self.file).map(Path::to_path_buf);
+            let (line, path, message) = (Some(at.line), at.path.clone(), message.into());
+            self.problems.push(Problem { file, line, path, message });
         }
+    }
+
+    /// Reads another file, by whose name its problems are noted.
+    pub(super) fn within<T>(&mut self, file: &Path, read: impl FnOnce(&mut Self) -> T) -> T {
+        self.within = Some(file.to_path_buf());
+        let read = read(self);
+        self.within = None;
+        read
     }
 
     /// Notes that the variables of a value could not be expanded.
@@ -149,13 +162,13 @@ impl<'a> Check<'a> {
 
     /// Notes a problem under a path of its own.
     pub(super) fn problem_at(&mut self, path: String, line: Option<usize>, message: impl Into<String>) {
-        let file = self.file.filter(|_| line.is_some()).map(Path::to_path_buf);
+        let file = self.within.as_deref().or(self.file).filter(|_| line.is_some()).map(Path::to_path_buf);
         self.problems.push(Problem { file, line, path, message: message.into() });
     }
 
     /// Notes something that works, but that the user should know of.
     pub(super) fn warn(&mut self, at: &At<'_>, message: impl Into<String>) {
-        let file = self.file.map(Path::to_path_buf);
+        let file = at.file.or(self.file).map(Path::to_path_buf);
         let (line, path, message) = (Some(at.line), at.path.clone(), message.into());
         self.warnings.push(Problem { file, line, path, message });
     }

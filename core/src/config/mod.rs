@@ -11,6 +11,7 @@ mod domain;
 mod expand;
 mod field;
 mod hosts;
+mod include;
 mod limits;
 mod models;
 mod pipelines;
@@ -41,8 +42,8 @@ use at::At;
 use check::Check;
 use field::Field;
 
-/// Reads and checks the configuration file at `path`. Of the file system, it looks at this file and at which of the
-/// models' files are there; they need not be.
+/// Reads and checks the configuration file at `path`. Of the file system, it looks at this file, those of its pipelines, and at
+/// which of the models' files are there; they need not be.
 ///
 /// # Errors
 /// The file cannot be read, or has problems: all of them, in the file's order.
@@ -77,6 +78,7 @@ pub fn parse(
         ConfigError { problems: misfits.into_iter().map(problem).collect() }
     })?;
     expand::expand(&mut root, "", &mut check);
+    include::pipelines(&mut root, &mut check);
     schema::unknown_keys(&root, &mut check);
     let config = build::config(Field::of(root.to_value()), &At::root(&root), overrides, &mut check);
     let findings = check.finish()?;

@@ -355,7 +355,7 @@ fn model_file(name: &ModelName, field: Field<String>, at: &At<'_>, check: &mut C
 }
 
 /// Beside the configuration if it is there, else in the working directory if it is there.
-fn found(given: &str, check: &Check<'_>) -> PathBuf {
+pub(super) fn found(given: &str, check: &Check<'_>) -> PathBuf {
     let beside = match check.file.and_then(Path::parent) {
         Some(folder) => beside_file(folder, Path::new(given)),
         None => PathBuf::from(given),

@@ -31,8 +31,18 @@ pub(super) struct RawConfig {
     pub(super) metrics: Field<RawMetrics>,
     /// Tones by name, for `modulate`. They go before the built-in ones: brief, empathetic, formal, friendly.
     pub(super) tones: Field<BTreeMap<String, Field<RawTone>>>,
-    /// Pipelines by name.
+    /// Pipelines by name; each here, or in a file whose path stands here, relative as models' paths are.
+    #[schemars(with = "BTreeMap<String, PipelineOrFile>")]
     pub(super) pipelines: Field<BTreeMap<String, Field<RawPipeline>>>,
+}
+
+/// A pipeline as the file has it: files are read before their pipelines are.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "for the schema alone")]
+enum PipelineOrFile {
+    Pipeline(RawPipeline),
+    File(String),
 }
 
 /// A remote host.

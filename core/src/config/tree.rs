@@ -1,6 +1,8 @@
 //! The YAML text as a tree whose every value knows its line.
 
 use std::borrow::Cow;
+use std::path::Path;
+use std::sync::Arc;
 
 use saphyr::{LoadableYamlNode, MarkedYaml, Scalar, ScanError, YamlData};
 use serde_yaml::Value;
@@ -28,6 +30,8 @@ pub(super) struct Node {
     pub(super) data: Data,
     /// The variables that were expanded in it.
     pub(super) variables: Vec<Variable>,
+    /// The file that it and all below it stand in, where that is not the configuration itself.
+    pub(super) file: Option<Arc<Path>>,
 }
 
 /// The kinds of value.
@@ -91,7 +95,7 @@ fn parse(text: &str) -> Result<Node, Vec<Misfit>> {
     let mut misfits = Vec::new();
     let root = match documents.first() {
         Some(root) if !root.is_badvalue() => convert(root, 0, text, &mut misfits),
-        Some(_) | None => Node { line: 1, data: Data::Map(Vec::new()), variables: Vec::new() },
+        Some(_) | None => Node { line: 1, data: Data::Map(Vec::new()), variables: Vec::new(), file: None },
     };
     if misfits.is_empty() { Ok(root) } else { Err(misfits) }
 }
@@ -183,7 +187,7 @@ fn convert(yaml: &MarkedYaml<'_>, depth: usize, text: &str, misfits: &mut Vec<Mi
             misfit("this value does not fit its tag, or refers to an anchor that does not exist")
         }
     };
-    Node { line, data, variables: Vec::new() }
+    Node { line, data, variables: Vec::new(), file: None }
 }
 
 fn entry(

@@ -221,8 +221,9 @@ impl Compiler<'_> {
             return Template(name);
         }
         let names = self.templates.get_template(&name).map(|template| template.undeclared_variables(true));
-        // Sorted, so that problems come in the same order every time.
-        let names: BTreeSet<String> = names.into_iter().flatten().collect();
+        // The engine's own functions are no references. Sorted, so that problems come in the same order every time.
+        let is_function = |name: &String| self.templates.globals().any(|(own, _)| own == name);
+        let names: BTreeSet<String> = names.into_iter().flatten().filter(|name| !is_function(name)).collect();
         for reference in names {
             match self.reference(place, &reference) {
                 Ok(step) => after.extend(step),

@@ -50,14 +50,14 @@ pub(super) struct Said {
     followers: Vec<mpsc::UnboundedSender<Heard>>,
     text: String,
     first: Option<Instant>,
-    /// Whether the reader was told that the step has started.
-    announced: bool,
+    /// When the step's model was first asked, of which the reader was told.
+    announced: Option<Instant>,
     attempt: u32,
 }
 
 impl Said {
     pub(super) fn new(followers: Vec<mpsc::UnboundedSender<Heard>>) -> Self {
-        Self { followers, text: String::new(), first: None, announced: false, attempt: 1 }
+        Self { followers, text: String::new(), first: None, announced: None, attempt: 1 }
     }
 
     fn tell(&self, heard: &Heard) {
@@ -102,7 +102,7 @@ impl Runner {
         mut feed: Option<Feed>,
         mut said: Said,
     ) -> Result<StepReport, Error> {
-        let (step, started) = (&self.pipeline.steps[place], Instant::now());
+        let (step, began) = (&self.pipeline.steps[place], Instant::now());
         let mut report = StepReport {
             id: step.id.clone(),
             kind: step.action.kind(),
@@ -113,7 +113,7 @@ impl Runner {
             answer: None,
             routing: None,
             attempts: 0,
-            started_ms: self.milliseconds(started),
+            started_ms: self.milliseconds(began),
             first_text_ms: None,
             duration_ms: 0,
         };
@@ -145,6 +145,9 @@ impl Runner {
         report.text = said.text;
         report.attempts = said.attempt;
         report.first_text_ms = said.first.map(|first| self.milliseconds(first));
+        // One that follows another waits for its first sentence.
+        let started = said.announced.unwrap_or(began);
+        report.started_ms = self.milliseconds(started);
         report.duration_ms = started.elapsed().as_millis() as u64;
         Ok(report)
     }
@@ -349,6 +352,7 @@ impl Runner {
     ) -> Result<Answer, Error> {
         self.announce(&step.id, Some(model), said).await;
         let body = text.trim();
+        pause.push_str(&text[..text.len() - text.trim_start().len()]);
         let mut stream = self.models.generate(model, tone.request(body), self.options).await?;
         let mut begun = false;
         while let Some(event) = stream.next().await {
@@ -390,7 +394,8 @@ impl Runner {
 
     /// Tells the reader once that a step asks its model now.
     async fn announce(&self, step: &StepId, model: Option<&ModelName>, said: &mut Said) {
-        if !std::mem::replace(&mut said.announced, true) {
+        if said.announced.is_none() {
+            said.announced = Some(Instant::now());
             self.tell(PipelineEvent::StepStarted { step: step.clone(), model: model.cloned() }).await;
         }
     }

@@ -34,7 +34,7 @@ queue: full
 metrics: {listen: localhost}
 pipelines:
   talk:
-    input: audio
+    input: video
     steps:
       - {id: one, model: lfm3, prompt: hi}
       - {id: one, model: lfm2, prompt: hi, modulate: ho}
@@ -276,15 +276,6 @@ fn there_is_one_router_and_routing_needs_it() {
     assert_eq!(problem(&format!("{MODELS}{two}")), "models.s: a second router; r is one already");
     let found = problem(&format!("{MODELS}pipelines: {{p: {{steps: [{{id: a, route: x}}]}}}}"));
     assert!(found.starts_with("pipelines.p.steps[0].route: there is no router"), "{found}");
-}
-
-#[test]
-fn audio_and_images_are_refused_in_so_many_words() {
-    for step in ["transcribe: '{{ input.audio }}'", "describe: '{{ input.image }}'"] {
-        let found =
-            problem(&format!("{MODELS}pipelines: {{p: {{steps: [{{id: a, model: lfm2, {step}}}]}}}}"));
-        assert!(found.ends_with("audio and images are not supported yet; use text"), "{found}");
-    }
 }
 
 #[test]

@@ -105,11 +105,11 @@ impl fmt::Debug for Embedded {
 }
 
 #[cfg(test)]
-pub(in super::super) mod tests {
+pub(in crate::llama) mod tests {
     use super::*;
 
     /// Rows of one number each; in a grid of this width, where there is one.
-    pub(in super::super) fn embedded(rows: usize, grid: Option<usize>, id: u64) -> Arc<Embedded> {
+    pub(in crate::llama) fn embedded(rows: usize, grid: Option<usize>, id: u64) -> Arc<Embedded> {
         let values = (0..rows).map(|row| row as f32).collect();
         let of = |width: usize| (0..rows).map(|at| [0, (at / width) as i32, (at % width) as i32, 0]).collect();
         let positions = grid.map_or(rows, |width| width.max(rows / width));
