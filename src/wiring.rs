@@ -17,7 +17,7 @@ use sarai_core::config::{
 use sarai_core::memory::{Probe, SharedBudget, SystemProbe};
 use sarai_core::pipeline::{Input, Pipeline, PipelineStream};
 use sarai_core::pool::{ModelPool, ModelSpec, PlaceSpec};
-use sarai_core::router::{Router, Routing};
+use sarai_core::router::{Hints, Router, Routing};
 use sarai_core::scheduler::Limits;
 use sarai_core::tone::Tones;
 use sarai_core::units::{HostName, PipelineName};
@@ -33,6 +33,7 @@ pub struct Sarai {
     router: Option<Arc<Router>>,
     pipelines: Arc<BTreeMap<PipelineName, Arc<Pipeline>>>,
     tones: Arc<Tones>,
+    hints: Arc<OnceLock<Hints>>,
     hosts: Arc<Hosts>,
     restore: Option<Arc<Restore>>,
 }
@@ -131,6 +132,7 @@ impl Sarai {
             router: config.router.clone().map(|router| Arc::new(Router::new(router))),
             pipelines: Arc::new(pipelines),
             tones: Arc::new(config.tones.clone()),
+            hints: Arc::default(),
             hosts: Arc::new(hosts),
         })
     }
@@ -158,6 +160,15 @@ impl Sarai {
         let none =
             || Error::NoRoute { message: "the configuration has no model with role: router".to_owned() };
         self.router.as_ref().ok_or_else(none)?.route(text, &self.pool, options).await
+    }
+
+    /// What a person has typed or said so far: once that has stayed for a moment, the model that it will probably go to is made
+    /// ready, as far as there is room. Nothing is evicted for it that was used within the last minute. Without a router it does
+    /// nothing. Returns at once; needs a tokio runtime around it.
+    pub fn hint(&self, partial_text: &str) {
+        let Some(router) = &self.router else { return };
+        let hints = || Hints::new(Arc::clone(router), Arc::new(self.pool.clone()));
+        self.hints.get_or_init(hints).hint(partial_text);
     }
 
     /// The hosts by name.

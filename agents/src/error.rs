@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 use sarai_core::failure::{Failure, FailureKind};
+use sarai_core::request::Capability;
 use sarai_core::units::{Bytes, HostName};
 
 /// How running a model can fail.
@@ -249,6 +250,14 @@ pub enum Error {
         /// What the host says, what it has instead where it tells, and what to do about it.
         message: String,
     },
+    /// The host's protocol has no words for what is asked. Another host may have.
+    #[error("host {host} cannot {what}: its protocol has no words for it")]
+    HostCannot {
+        /// The host.
+        host: HostName,
+        /// What is asked.
+        what: Capability,
+    },
     /// The host has no room for the model below its limit: all that it holds is in use or kept.
     #[error(
         "host {host} holds {held} and would hold {more} more, above its max_ram_gb of {limit}, and nothing of it is idle"
@@ -361,7 +370,8 @@ impl Error {
                 500..=599 => FailureKind::HostError,
                 _ => FailureKind::Protocol,
             },
-            Self::ModelMissing { .. } => FailureKind::ModelMissing,
+            // To the rest of the chain it is as if the host did not have the model.
+            Self::ModelMissing { .. } | Self::HostCannot { .. } => FailureKind::ModelMissing,
             Self::HostFull { .. } => FailureKind::Busy,
             Self::HostReported { .. } => FailureKind::HostError,
             Self::Protocol { .. } => FailureKind::Protocol,

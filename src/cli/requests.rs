@@ -74,7 +74,11 @@ pub(super) async fn route(common: &Common, args: &RouteArgs, output: &Output) ->
     let routing = session.sarai.route(&args.text, INTERACTIVE).await?;
     let model = routing.model.as_ref().map_or("(no model)", |model| model.as_str());
     output.line(model)?;
+    for score in &routing.scores {
+        output.note(&format!("{:>6.3} {}", score.score, score.label));
+    }
     output.note(&routing.reason);
+    output.note(&format!("scored by {}", routing.provenance.served_by));
     output.object(&routing)?;
     session.close().await;
     Ok(())

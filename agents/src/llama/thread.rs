@@ -221,8 +221,6 @@ impl<C: Send + 'static> Thread<C> {
     pub(super) async fn unload(&self, stop: C) -> Option<Freed> {
         let activity = Activity::begin();
         let before = self.resident().await;
-        // Others still hold the weights then.
-        let shared = self.shared || self.loaded.strong_count() > 1;
         self.stopping.cancel();
         // An error means that it has ended already.
         let _ended = self.commands.send(stop).await;
@@ -232,6 +230,8 @@ impl<C: Send + 'static> Thread<C> {
         if let Some(thread) = thread {
             join(thread, &self.path).await;
         }
+        // Others hold the weights then.
+        let shared = self.shared || self.loaded.strong_count() > 0;
         let (before, after) = (before?, self.resident().await?);
         let held = self.holds.held().filter(|held| held.exact && !shared && activity.was_alone())?;
         let held = before.file_backed + held.anonymous?;
@@ -276,7 +276,7 @@ fn run<C>(
     let n_ctx = request.estimate.n_ctx.unwrap_or(header.int("{arch}.context_length").unwrap_or(512) as u32);
     let projector = Held::default();
     // Ends with the thread, before the weights do.
-    let (multimodal, _projecting) = match start_projector(settings, header, &loaded, n_ctx, &projector) {
+    let (multimodal, projecting) = match start_projector(settings, header, &loaded, n_ctx, &projector) {
         Ok(started) => started.unzip(),
         Err(error) => return drop(ready.send(Err(error))),
     };
@@ -311,6 +311,9 @@ fn run<C>(
                 holds.hear(gained, expected, context);
             }
         });
+    }
+    if let Some(projecting) = &projecting {
+        projecting.model_is_loaded();
     }
     let all = Ready { holds: Arc::clone(&holds), shared, loaded: Arc::downgrade(&loaded), multimodal };
     if ready.send(Ok(all)).is_err() {

@@ -5,7 +5,9 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use sarai_core::backend::ServedBy;
 use sarai_core::config::HostConfig;
-use sarai_core::request::{Constraint, Embeddings, GenerateRequest, Prompt, Truncate};
+use sarai_core::request::{
+    Capabilities, Capability, Constraint, Embeddings, GenerateRequest, Prompt, Truncate,
+};
 use sarai_core::units::{Bytes, HostName};
 use serde::de::IgnoredAny;
 use tokio::sync::Semaphore;
@@ -221,6 +223,10 @@ impl HostApi for Client {
         self.residency.of(&with_tag(model))
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::of(&[Capability::Generate, Capability::See])
+    }
+
     async fn generate(
         &self,
         model: &str,
@@ -228,6 +234,9 @@ impl HostApi for Client {
         request: &GenerateRequest,
     ) -> Result<Deltas, Error> {
         check(request)?;
+        if request.has_audio() {
+            return Err(Error::HostCannot { host: self.name().clone(), what: Capability::Hear });
+        }
         let format = match &request.constraint {
             Some(Constraint::JsonSchema(schema)) => Some(schema),
             Some(Constraint::Grammar(_)) => {

@@ -2,14 +2,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use futures::StreamExt;
+use reqwest::multipart::{Form, Part};
 use sarai_core::backend::ServedBy;
 use sarai_core::config::HostConfig;
-use sarai_core::request::{Constraint, Embeddings, GenerateRequest, Prompt};
+use sarai_core::request::{
+    Capabilities, Capability, Completion, Constraint, Delta, Embeddings, FinishReason, GenerateRequest, Prompt,
+    TranscribeRequest,
+};
 use sarai_core::units::HostName;
 use tokio::sync::Semaphore;
 
 use super::stream;
-use super::wire::{EmbedAnswer, EmbedRequest, Models, TextRequest, error_text, messages, schema_format};
+use super::wire::{
+    EmbedAnswer, EmbedRequest, Models, TextRequest, Transcript, error_text, messages, schema_format,
+};
 use crate::Error;
 use crate::remote::{Deltas, HostApi, Http, Lines};
 
@@ -92,6 +99,38 @@ impl HostApi for Client {
 
     fn resident(&self, _model: &str) -> Option<bool> {
         None
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        use Capability::{Generate, Hear, See, Transcribe};
+        Capabilities::of(&[Generate, See, Hear, Transcribe])
+    }
+
+    /// By `/v1/audio/transcriptions`, as OpenAI, speaches, vLLM and LocalAI have it; whisper.cpp's server, too, when it is
+    /// started with `--inference-path /v1/audio/transcriptions`. The text comes in one piece.
+    async fn transcribe(&self, model: &str, request: &TranscribeRequest) -> Result<Deltas, Error> {
+        let deadlines = self.deadlines();
+        let TranscribeRequest { audio, language, prompt, sampling } = request;
+        let form = || {
+            let name = format!("audio.{}", audio.extension());
+            let file = || Part::bytes(audio.bytes().to_vec()).file_name(name.clone());
+            // The media types are our own: none of them is malformed.
+            let file = file().mime_str(audio.media_type()).unwrap_or_else(|_| file());
+            let form = Form::new().part("file", file).text("model", model.to_owned());
+            let form = form.text("response_format", "json");
+            let temperature = sampling.temperature.map(|temperature| temperature.to_string());
+            [("language", language), ("prompt", prompt), ("temperature", &temperature)]
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value.clone()?)))
+                .fold(form, |form, (name, value)| form.text(name, value))
+        };
+        let response = self.http.post_form("v1/audio/transcriptions", form, &deadlines).await?;
+        let Transcript { text } = self.http.body(response, &deadlines).await?;
+        self.answered.store(true, Ordering::Relaxed);
+        let text = text.trim().to_owned();
+        let text = (!text.is_empty()).then_some(Ok(Delta::Text(text)));
+        let end = Ok(Delta::Done(Completion::new(FinishReason::Stop)));
+        Ok(futures::stream::iter(text.into_iter().chain([end])).boxed())
     }
 
     async fn generate(

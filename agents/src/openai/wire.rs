@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as BASE64;
+use sarai_core::audio::Audio;
 use sarai_core::image::Image;
 use sarai_core::request::{GenerateRequest, Message, Role, Tool, ToolCall};
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,12 @@ pub(super) fn schema_format(schema: &Value) -> Value {
     json!({"type": "json_schema", "json_schema": {"name": "answer", "strict": true, "schema": schema}})
 }
 
+/// The answer of `/v1/audio/transcriptions`.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Transcript {
+    pub(super) text: String,
+}
+
 /// A message as the host expects it.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct WireMessage<'a> {
@@ -112,7 +119,7 @@ enum Content<'a> {
 
 impl<'a> From<&'a Message> for Content<'a> {
     fn from(message: &'a Message) -> Self {
-        if message.images.is_empty() {
+        if message.images.is_empty() && message.audio.is_empty() {
             return Self::Text(&message.content);
         }
         let text = json!({"type": "text", "text": message.content});
@@ -120,7 +127,13 @@ impl<'a> From<&'a Message> for Content<'a> {
             let url = format!("data:{};base64,{}", image.media_type(), BASE64.encode(image.bytes()));
             json!({"type": "image_url", "image_url": {"url": url}})
         };
-        Self::Parts(std::iter::once(text).chain(message.images.iter().map(image)).collect())
+        let audio = |audio: &Audio| {
+            let (data, format) = (BASE64.encode(audio.bytes()), audio.extension());
+            json!({"type": "input_audio", "input_audio": {"data": data, "format": format}})
+        };
+        // The question after what it is about.
+        let media = message.images.iter().map(image).chain(message.audio.iter().map(audio));
+        Self::Parts(media.chain([text]).collect())
     }
 }
 

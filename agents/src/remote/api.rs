@@ -4,7 +4,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use sarai_core::backend::ServedBy;
-use sarai_core::request::{Delta, Embeddings, GenerateRequest};
+use sarai_core::request::{Capabilities, Capability, Delta, Embeddings, GenerateRequest, TranscribeRequest};
 use sarai_core::units::HostName;
 use tokio::sync::Semaphore;
 
@@ -30,6 +30,20 @@ pub trait HostApi: fmt::Debug + Send + Sync + 'static {
 
     /// Whether it holds the model in memory, where that is known.
     fn resident(&self, model: &str) -> Option<bool>;
+
+    /// What its protocol has words for, of a model that generates. Whether the model there can do it, only asking tells.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Writes down what is said in audio.
+    ///
+    /// # Errors
+    /// Its protocol has no words for it, or anything that goes wrong before the host answers.
+    ///
+    /// # Cancel safety
+    /// As for [`HostApi::generate`].
+    async fn transcribe(&self, _model: &str, _request: &TranscribeRequest) -> Result<Deltas, Error> {
+        Err(Error::HostCannot { host: self.name().clone(), what: Capability::Transcribe })
+    }
 
     /// Continues a prompt. The stream's first item has come when it returns, or is known to come.
     ///

@@ -7,7 +7,9 @@ use lru::LruCache;
 use sarai_core::backend::{Asked, Backend, Host, HostState, Hosts, LoadRequest, Model, ServedBy};
 use sarai_core::failure::{Failure, FailureKind};
 use sarai_core::memory::{Estimate, Footprint, Freed};
-use sarai_core::request::{Capabilities, Capability, Embeddings, GenerateRequest, TokenStream};
+use sarai_core::request::{
+    Capabilities, Capability, Embeddings, GenerateRequest, TokenStream, TranscribeRequest,
+};
 use sarai_core::units::Bytes;
 use tokio::time::Instant;
 
@@ -64,7 +66,13 @@ impl Backend for RemoteBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::of(&[self.place.purpose])
+        let all = Capabilities::of(&[self.place.purpose]);
+        if self.place.purpose != Capability::Generate {
+            return all;
+        }
+        // What one of the hosts can; another one passes the request on.
+        let can = |one: &Capability| self.place.seats.iter().any(|seat| seat.api.capabilities().has(*one));
+        Capability::ALL.into_iter().filter(can).fold(all, Capabilities::with)
     }
 
     fn parallel(&self) -> usize {
@@ -121,6 +129,12 @@ impl Model for RemoteBackend {
         let host = self.any(request.conversation()).await?;
         let tokens = host.model.generate(request).await?;
         // The host's place is free when the stream is dropped.
+        Ok(tokens.inspect(move |_| _ = &host).boxed())
+    }
+
+    async fn transcribe(&self, request: TranscribeRequest) -> Result<TokenStream, Failure> {
+        let host = self.any(None).await?;
+        let tokens = host.model.transcribe(request).await?;
         Ok(tokens.inspect(move |_| _ = &host).boxed())
     }
 

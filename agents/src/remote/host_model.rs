@@ -5,7 +5,9 @@ use futures::StreamExt;
 use sarai_core::backend::Model;
 use sarai_core::failure::Failure;
 use sarai_core::memory::{Footprint, Freed};
-use sarai_core::request::{Completion, Delta, Embeddings, FinishReason, GenerateRequest, TokenStream};
+use sarai_core::request::{
+    Completion, Delta, Embeddings, FinishReason, GenerateRequest, TokenStream, TranscribeRequest,
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::api::Deltas;
@@ -51,15 +53,23 @@ impl Model for HostModel {
             seam: request.prefill.map(|prefill| Stops::after(&request.sampling.stop, &prefill.text)),
             done: None,
         };
-        Ok(futures::stream::unfold(Some(answer), |answer| async {
-            let mut answer = answer?;
-            match answer.next().await {
-                Ok(Delta::Text(text)) => Some((Ok(Delta::Text(text)), Some(answer))),
-                Ok(end) => Some((Ok(end), None)),
-                Err(error) => Some((Err(error.into()), None)),
+        Ok(answer.stream())
+    }
+
+    async fn transcribe(&self, request: TranscribeRequest) -> Result<TokenStream, Failure> {
+        let mut verdict = self.seat.begin();
+        match self.seat.api.transcribe(&self.seat.model, &request).await {
+            Ok(deltas) => {
+                let (place, seat) = (Arc::clone(&self.place), Arc::clone(&self.seat));
+                let answer =
+                    HostAnswer { deltas, verdict, place, seat, conversation: None, seam: None, done: None };
+                Ok(answer.stream())
             }
-        })
-        .boxed())
+            Err(error) => {
+                verdict.failed(&error);
+                Err(self.seat.explained(error).await.into())
+            }
+        }
     }
 
     async fn embed(&self, texts: Vec<String>) -> Result<Embeddings, Failure> {
@@ -96,6 +106,18 @@ struct HostAnswer {
 }
 
 impl HostAnswer {
+    fn stream(self) -> TokenStream {
+        futures::stream::unfold(Some(self), |answer| async {
+            let mut answer = answer?;
+            match answer.next().await {
+                Ok(Delta::Text(text)) => Some((Ok(Delta::Text(text)), Some(answer))),
+                Ok(end) => Some((Ok(end), None)),
+                Err(error) => Some((Err(error.into()), None)),
+            }
+        })
+        .boxed()
+    }
+
     async fn next(&mut self) -> Result<Delta, Error> {
         if let Some(completion) = self.done.take() {
             return Ok(Delta::Done(completion));

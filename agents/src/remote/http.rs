@@ -3,6 +3,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::multipart::Form;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use sarai_core::config::HostConfig;
 use sarai_core::units::HostName;
@@ -92,6 +93,16 @@ impl Http {
         deadlines: &Deadlines,
     ) -> Result<Response, Error> {
         self.send(|| self.request(Method::POST, path).json(body), deadlines).await
+    }
+
+    /// The same with the parts of a form, which are made anew for each attempt.
+    pub(crate) async fn post_form(
+        &self,
+        path: &str,
+        form: impl Fn() -> Form,
+        deadlines: &Deadlines,
+    ) -> Result<Response, Error> {
+        self.send(|| self.request(Method::POST, path).multipart(form()), deadlines).await
     }
 
     pub(crate) async fn body<T: DeserializeOwned>(

@@ -5,6 +5,7 @@
 mod choice;
 mod continued;
 mod faults;
+mod media;
 mod memory;
 mod openai;
 mod requests;

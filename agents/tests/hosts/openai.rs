@@ -76,8 +76,8 @@ async fn images_are_sent_as_each_protocol_takes_them() {
         match of {
             HostKind::Ollama => assert_eq!(message["images"], json!(["/9j/4A=="])),
             HostKind::Openai => {
-                assert_eq!(message["content"][0]["text"], "What is this?");
-                assert_eq!(message["content"][1]["image_url"]["url"], "data:image/jpeg;base64,/9j/4A==");
+                assert_eq!(message["content"][0]["image_url"]["url"], "data:image/jpeg;base64,/9j/4A==");
+                assert_eq!(message["content"][1]["text"], "What is this?");
             }
         }
     }

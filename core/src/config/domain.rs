@@ -278,12 +278,23 @@ impl KvCacheType {
 pub struct RouterConfig {
     /// How texts are scored.
     pub kind: RouterKind,
+    /// Conditions on the scores of several labels, with the model for each: the first that holds goes before `routes`.
+    pub rules: Vec<RouterRule>,
     /// The model for each label; a label without one takes the default.
     pub routes: BTreeMap<String, ModelName>,
     /// The model when no label wins.
     pub default: Option<ModelName>,
     /// The score a label needs to win, from 0 to 1.
     pub threshold: f32,
+}
+
+/// A condition on a text's scores, and the model that it leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterRule {
+    /// An expression over the labels' scores, by their names, such as `hard >= 0.5 and soft >= 0.5`.
+    pub when: String,
+    /// The model.
+    pub model: ModelName,
 }
 
 /// How a router scores a text.

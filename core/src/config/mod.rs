@@ -28,7 +28,7 @@ mod values;
 pub use domain::{
     Budget, Class, Config, Context, GgufConfig, HostConfig, HostKind, InputConfig, KvCacheType, MemoryConfig,
     MetricsConfig, ModelConfig, ModelRole, OnHost, PipelineConfig, Place, QueueConfig, RouterConfig,
-    RouterKind, SessionsConfig, StepAction, StepConfig, Strategy, Weights,
+    RouterKind, RouterRule, SessionsConfig, StepAction, StepConfig, Strategy, Weights,
 };
 pub use raw::Preset;
 pub use resolved::{Resolved, Setting};

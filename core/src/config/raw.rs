@@ -140,6 +140,8 @@ pub(super) struct RawModel {
     pub(super) model: Field<String>,
     /// For a router of kind similarity: example texts by label.
     pub(super) labels: Field<BTreeMap<String, Field<Vec<String>>>>,
+    /// For role router: conditions on the scores of several labels, each with a model; the first that holds goes before routes.
+    pub(super) rules: Field<Vec<Field<RawRule>>>,
     /// For role router: the model for each label. A label without one takes the default.
     pub(super) routes: Field<BTreeMap<String, Field<String>>>,
     /// For role router: the model when no label wins.
@@ -147,6 +149,18 @@ pub(super) struct RawModel {
     /// For role router: the score a label needs to win, from 0 to 1. Default: 0, the highest always wins.
     #[schemars(range(min = 0, max = 1))]
     pub(super) threshold: Field<f64>,
+}
+
+/// A condition on a text's scores, and the model that it leads to.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct RawRule {
+    /// An expression over the labels' scores by their names, such as "multimodal >= 0.6" or "hard >= 0.5 and soft >= 0.5"; a name
+    /// that is no word stands in scores["such a name"].
+    pub(super) when: Field<String>,
+    /// The model.
+    pub(super) model: Field<String>,
 }
 
 /// Where a model runs.

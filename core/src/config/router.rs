@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use super::at::At;
 use super::check::{Check, did_you_mean};
-use super::domain::{ModelRole, RouterConfig, RouterKind};
+use super::domain::{ModelRole, RouterConfig, RouterKind, RouterRule};
 use super::field::Field;
 use super::models::{Scope, class};
-use super::raw::{RawModel, RawRouterKind};
+use super::raw::{RawModel, RawRouterKind, RawRule};
+use crate::router::Condition;
 use crate::units::ModelName;
 
 /// Takes the router's keys out of `raw`.
@@ -38,6 +39,7 @@ pub(super) fn router(
         }
     });
 
+    let rules = rules(raw.rules, kind.as_ref(), &at.key("rules"), scope, check);
     let routes = routes(raw.routes, kind.as_ref(), &at.key("routes"), scope, check);
     let at_default = at.key("default");
     let default = check.optional(&at_default, raw.default);
@@ -45,7 +47,7 @@ pub(super) fn router(
     let at_threshold = at.key("threshold");
     let threshold = check.setting(&at_threshold, raw.threshold, 0.0);
     check.require(&at_threshold, (0.0..=1.0).contains(&threshold), "must be from 0 to 1");
-    Some(RouterConfig { kind: kind?, routes, default, threshold: threshold as f32 })
+    Some(RouterConfig { kind: kind?, rules, routes, default, threshold: threshold as f32 })
 }
 
 /// Notes keys that only a router has.
@@ -54,6 +56,7 @@ pub(super) fn no_router_keys(raw: &RawModel, at: &At<'_>, check: &mut Check<'_>)
         ("kind", raw.kind.is_absent()),
         ("model", raw.model.is_absent()),
         ("labels", raw.labels.is_absent()),
+        ("rules", raw.rules.is_absent()),
         ("routes", raw.routes.is_absent()),
         ("default", raw.default.is_absent()),
         ("threshold", raw.threshold.is_absent()),
@@ -93,6 +96,7 @@ struct RouterKeys {
     kind: Field<RawRouterKind>,
     model: Field<String>,
     labels: Field<BTreeMap<String, Field<Vec<String>>>>,
+    rules: Field<Vec<Field<RawRule>>>,
     routes: Field<BTreeMap<String, Field<String>>>,
     default: Field<String>,
     threshold: Field<f64>,
@@ -104,6 +108,7 @@ impl RouterKeys {
             kind: std::mem::take(&mut raw.kind),
             model: std::mem::take(&mut raw.model),
             labels: std::mem::take(&mut raw.labels),
+            rules: std::mem::take(&mut raw.rules),
             routes: std::mem::take(&mut raw.routes),
             default: std::mem::take(&mut raw.default),
             threshold: std::mem::take(&mut raw.threshold),
@@ -142,6 +147,39 @@ fn similarity(
         check.problem(&at_labels, "missing: example texts for each label");
     }
     Some(RouterKind::Similarity { model: model?, labels: texts })
+}
+
+fn rules(
+    field: Field<Vec<Field<RawRule>>>,
+    kind: Option<&RouterKind>,
+    at: &At<'_>,
+    scope: &Scope,
+    check: &mut Check<'_>,
+) -> Vec<RouterRule> {
+    let mut rules = Vec::new();
+    for (index, rule) in check.read(at, field).unwrap_or_default().into_iter().enumerate() {
+        let at = at.item(index);
+        let rule = check.read(&at, rule).unwrap_or_default();
+        let (at_when, at_model) = (at.key("when"), at.key("model"));
+        check.require(&at_when, !rule.when.is_absent(), "missing: the condition");
+        check.require(&at_model, !rule.model.is_absent(), "missing: the model that it leads to");
+        let when = check.optional(&at_when, rule.when).filter(|when| {
+            // A classifier's labels are in its file.
+            let labels = match kind {
+                Some(RouterKind::Similarity { labels, .. }) => Some(labels.keys().map(String::as_str).collect::<Vec<&str>>()),
+                Some(RouterKind::Classifier { .. }) | None => None,
+            };
+            let condition = Condition::new(when, labels.as_deref());
+            if let Err(message) = &condition {
+                check.problem(&at_when, message.clone());
+            }
+            condition.is_ok()
+        });
+        let model = check.optional(&at_model, rule.model);
+        let model = model.and_then(|given| scope.model(&given, ModelRole::Llm, &at_model, check));
+        rules.extend(when.zip(model).map(|(when, model)| RouterRule { when, model }));
+    }
+    rules
 }
 
 fn routes(

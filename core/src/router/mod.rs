@@ -1,4 +1,11 @@
-//! Finds the model for a text: by the likeness of its embedding to examples, or by a classifier.
+//! Finds the model for a text: by the likeness of its embedding to examples, or by a classifier. A text may have high scores for
+//! several labels; rules over all of them go before the label that wins.
+
+mod condition;
+mod hints;
+
+pub(crate) use condition::Condition;
+pub use hints::Hints;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +15,7 @@ use tokio::sync::Mutex;
 
 use crate::answer::{CallOptions, Models, Provenance};
 use crate::backend::ServedBy;
-use crate::config::{RouterConfig, RouterKind};
+use crate::config::{RouterConfig, RouterKind, RouterRule};
 use crate::error::Error;
 use crate::request::LabelScore;
 use crate::units::ModelName;
@@ -17,8 +24,18 @@ use crate::units::ModelName;
 #[derive(Debug)]
 pub struct Router {
     config: RouterConfig,
+    /// Those of the configuration's rules, compiled.
+    rules: Vec<Rule>,
     /// Embedded on first use. A failure is not kept.
     examples: Mutex<Option<Arc<Examples>>>,
+}
+
+/// A rule's condition; where it is none, why.
+#[derive(Debug)]
+struct Rule {
+    condition: Result<Condition, String>,
+    when: String,
+    model: ModelName,
 }
 
 /// The examples' vectors by label. Only vectors of one place can be compared: another model means something else by
@@ -34,7 +51,10 @@ struct Examples {
 pub struct Routing {
     /// The label that won; `None` if none reached the threshold.
     pub label: Option<String>,
-    /// The model; `None` if neither the label nor the default gives one.
+    /// The rule that held, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The model; `None` if no rule held, and neither the label nor the default gives one.
     pub model: Option<ModelName>,
     /// All labels, highest score first, equal ones by name. From 0 to 1.
     pub scores: Vec<LabelScore>,
@@ -49,13 +69,19 @@ impl Router {
     /// A router. Nothing is asked yet.
     #[must_use]
     pub fn new(config: RouterConfig) -> Self {
-        Self { config, examples: Mutex::new(None) }
+        let rule = |rule: &RouterRule| Rule {
+            condition: Condition::new(&rule.when, None),
+            when: rule.when.clone(),
+            model: rule.model.clone(),
+        };
+        let rules = config.rules.iter().map(rule).collect();
+        Self { config, rules, examples: Mutex::new(None) }
     }
 
     /// Finds the model for a text.
     ///
     /// # Errors
-    /// The model that scores cannot answer.
+    /// The model that scores cannot answer, or a rule asks for a label that it does not score.
     ///
     /// # Cancel safety
     /// Cancel safe: whoever asks next embeds the examples, if that was not done.
@@ -76,10 +102,28 @@ impl Router {
         scores.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.label.cmp(&b.label)));
         let label =
             scores.first().filter(|best| best.score >= self.config.threshold).map(|best| best.label.clone());
+        if let Some(Rule { when, model, .. }) = self.holding(&scores)? {
+            let shown: Vec<String> = scores.iter().map(shown).collect();
+            let reason = format!("{}; `{when}` goes to {model}", shown.join(", "));
+            let (rule, model) = (Some(when.clone()), Some(model.clone()));
+            return Ok(Routing { label, rule, model, scores, reason, provenance });
+        }
         let by_label = label.as_ref().and_then(|label| self.config.routes.get(label));
         let model = by_label.or(self.config.default.as_ref()).cloned();
         let reason = self.reason(&scores, label.as_deref(), by_label.is_some(), model.as_ref());
-        Ok(Routing { label, model, scores, reason, provenance })
+        Ok(Routing { label, rule: None, model, scores, reason, provenance })
+    }
+
+    /// The first rule that holds.
+    fn holding(&self, scores: &[LabelScore]) -> Result<Option<&Rule>, Error> {
+        for rule in &self.rules {
+            let holds = rule.condition.as_ref().map_err(String::clone).and_then(|rule| rule.holds(scores));
+            let bad = |message| Error::NoRoute { message: format!("the rule `{}`: {message}", rule.when) };
+            if holds.map_err(bad)? {
+                return Ok(Some(rule));
+            }
+        }
+        Ok(None)
     }
 
     /// The text's vector and the examples', from the same place.
@@ -128,7 +172,6 @@ impl Router {
         routed: bool,
         model: Option<&ModelName>,
     ) -> String {
-        let shown = |score: &LabelScore| format!("{} {:.2}", score.label, score.score);
         let won = match (scores, label) {
             ([best, second, ..], Some(_)) => format!("{} above {}", shown(best), shown(second)),
             ([best, ..], Some(_)) => shown(best),
@@ -143,6 +186,10 @@ impl Router {
             (None, _) => format!("{won}; no route and no default gives a model"),
         }
     }
+}
+
+fn shown(score: &LabelScore) -> String {
+    format!("{} {:.2}", score.label, score.score)
 }
 
 /// A label's score is the cosine to the likeliest of its examples; what points the other way counts as zero.

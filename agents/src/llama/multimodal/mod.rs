@@ -73,6 +73,8 @@ struct Kept {
 
 enum Job {
     Encode { medium: Medium, id: u64, most: usize, done: oneshot::Sender<Result<Vec<Piece>, Error>> },
+    /// The model's load is over: from now on the projector may be idle.
+    Loaded,
     Stop,
 }
 
@@ -130,7 +132,8 @@ impl Multimodal {
             move || {
                 let _entered = span.entered();
                 runtime::set_priority(Capability::Generate);
-                let mut worker = Worker { settings, loaded, held, mtmd: None, largest: 0 };
+                let mut worker =
+                    Worker { settings, loaded, held, mtmd: None, may_be_idle: false, largest: 0 };
                 let rate = worker.load().map(|mtmd| mtmd.sample_rate());
                 let failed = rate.is_err();
                 // Whoever waits for it cannot be gone.
@@ -251,6 +254,14 @@ impl Held {
     }
 }
 
+impl Projecting {
+    /// Says that the model's load is over, of which the projector's memory is a part.
+    pub(super) fn model_is_loaded(&self) {
+        // It has ended already, if this fails.
+        let _ended = self.jobs.send(Job::Loaded);
+    }
+}
+
 impl Drop for Projecting {
     fn drop(&mut self) {
         // It has ended already, if this fails.
@@ -269,6 +280,7 @@ struct Worker {
     loaded: Arc<Loaded>,
     held: Held,
     mtmd: Option<Mtmd>,
+    may_be_idle: bool,
     /// The most embeddings that were made at once: more may touch buffers for the first time.
     largest: usize,
 }
@@ -276,7 +288,7 @@ struct Worker {
 impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         loop {
-            let job = match self.settings.ttl.filter(|_| self.mtmd.is_some()) {
+            let job = match self.settings.ttl.filter(|_| self.mtmd.is_some() && self.may_be_idle) {
                 Some(ttl) => jobs.recv_timeout(ttl),
                 None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
@@ -288,6 +300,7 @@ impl Worker {
                         let _heard = done.send(made);
                     }
                 }
+                Ok(Job::Loaded) => self.may_be_idle = true,
                 Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => self.give_back(),
             }

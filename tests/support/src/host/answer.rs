@@ -72,7 +72,25 @@ impl Answer<'_> {
             reply(self.stream, 200, &body).await?;
             return Ok(true);
         }
+        if self.path == "/v1/audio/transcriptions" {
+            return self.transcribe(&behaviour).await;
+        }
         self.stream_text(&behaviour).await
+    }
+
+    async fn transcribe(&mut self, behaviour: &Behaviour) -> io::Result<bool> {
+        match behaviour {
+            Behaviour::CutAfter(_) => {
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n";
+                self.stream.write_all(format!("{head}{{\"text\": \"ho").as_bytes()).await?;
+                return Ok(false);
+            }
+            Behaviour::StallAfter(_) if !self.released().await => return Ok(false),
+            _ => {}
+        }
+        let text = lock(&self.state.words).concat();
+        reply(self.stream, 200, &json!({"text": format!(" {text}\n")})).await?;
+        Ok(true)
     }
 
     async fn stream_text(&mut self, behaviour: &Behaviour) -> io::Result<bool> {

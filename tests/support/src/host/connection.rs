@@ -95,7 +95,8 @@ async fn serve(stream: TcpStream, state: &State) -> io::Result<()> {
                 | "/api/embed"
                 | "/v1/chat/completions"
                 | "/v1/completions"
-                | "/v1/embeddings",
+                | "/v1/embeddings"
+                | "/v1/audio/transcriptions",
             ) => {
                 let answer = Answer { stream: &mut stream, state, path: &request.path, body: &body };
                 if !answer.give(behaviour).await? {
@@ -152,7 +153,12 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Re
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
-    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let body = match serde_json::from_slice(&body) {
+        Ok(json) => json,
+        Err(_) if body.is_empty() => Value::Null,
+        // A form.
+        Err(_) => Value::String(String::from_utf8_lossy(&body).into_owned()),
+    };
     Ok(Some(Recorded { method, path, authorization, body }))
 }
 

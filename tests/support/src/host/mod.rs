@@ -1,6 +1,6 @@
 //! A stand-in for a host on loopback that does what a test says, down to the bytes and the way a connection ends. It answers
 //! as an Ollama does (chat, generate, embed, ps, tags, version, preload and unload) and as a host of OpenAI's protocol does
-//! (chat, completions, embeddings, models), and records every request.
+//! (chat, completions, embeddings, transcriptions, models), and records every request.
 
 mod answer;
 mod behaviour;
@@ -31,7 +31,7 @@ pub struct Recorded {
     pub path: String,
     /// The header of that name, if there was one.
     pub authorization: Option<String>,
-    /// The body; null if there was none.
+    /// The body; null if there was none. One that is no JSON is text, with U+FFFD for what is none.
     pub body: Value,
 }
 
