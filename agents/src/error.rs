@@ -347,7 +347,9 @@ impl Error {
             Self::LoadCancelled { .. } => FailureKind::Cancelled,
             Self::PromptTooLong { .. } | Self::TextTooLong { .. } => FailureKind::ContextOverflow,
             Self::BadAdapter { .. } => FailureKind::BadFile,
-            Self::BadImage { .. } | Self::BadAudio { .. } | Self::AudioTooLong { .. } => FailureKind::BadMedia,
+            Self::BadImage { .. } | Self::BadAudio { .. } | Self::AudioTooLong { .. } => {
+                FailureKind::BadMedia
+            }
             Self::EmptyAudio | Self::SilentAudio => FailureKind::NoSpeech,
             Self::CannotSee | Self::CannotHear => FailureKind::Unsupported,
             Self::EmptyPrompt

@@ -37,15 +37,8 @@ pub enum Capability {
 
 impl Capability {
     /// All there are.
-    pub const ALL: [Self; 7] = [
-        Self::Generate,
-        Self::Embed,
-        Self::Classify,
-        Self::Rerank,
-        Self::See,
-        Self::Hear,
-        Self::Transcribe,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Generate, Self::Embed, Self::Classify, Self::Rerank, Self::See, Self::Hear, Self::Transcribe];
 }
 
 impl fmt::Display for Capability {

@@ -27,8 +27,7 @@ const BUILT_IN: [(&str, &str, bool); 4] = [
 ];
 
 /// What holds for every tone.
-const RULES: &str =
-    "Keep its language, its meaning and every fact. Answer with the rewritten text only.";
+const RULES: &str = "Keep its language, its meaning and every fact. Answer with the rewritten text only.";
 
 impl Tone {
     /// A tone by its description, such as `solemn` or `like a pirate`.
@@ -63,8 +62,9 @@ impl Tones {
     /// The built-in tones and these.
     #[must_use]
     pub fn new(own: BTreeMap<String, Tone>) -> Self {
-        let built_in = BUILT_IN
-            .map(|(name, description, whole)| (name.to_owned(), Tone { whole, ..Tone::described(description) }));
+        let built_in = BUILT_IN.map(|(name, description, whole)| {
+            (name.to_owned(), Tone { whole, ..Tone::described(description) })
+        });
         let mut all = BTreeMap::from(built_in);
         all.extend(own);
         Self(all)

@@ -67,6 +67,9 @@ pub(super) enum Command {
     Plan(PlanArgs),
     /// Play a trace of requests on the configuration's models without loading any, to choose a budget.
     Simulate(SimulateArgs),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Have hosts free a model's memory. Deletes nothing.
     Unload(UnloadArgs),
     /// Check a configuration.
@@ -212,6 +215,40 @@ pub(super) struct RunArgs {
     /// A PNG, JPEG, WebP or GIF file for it.
     #[arg(long, value_name = "FILE")]
     pub(super) image: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BenchCommand {
+    /// Run several models at once: speeds, memory against the budget, and what that gains against one after another.
+    Concurrent(ConcurrentArgs),
+}
+
+#[derive(Debug, Group)]
+pub(super) struct ConcurrentArgs {
+    /// The models.
+    #[arg(long, value_delimiter = ',', default_value = "solar,lfm2,omni")]
+    pub(super) models: Vec<String>,
+    /// Tokens that each answer has at most.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) tokens: u32,
+    /// The image for models that see.
+    #[arg(long, value_name = "FILE")]
+    pub(super) image: Option<PathBuf>,
+    /// Make synthetic models to measure with, instead of the configuration's.
+    #[arg(long, value_enum)]
+    pub(super) shape: Option<ShapeArg>,
+    /// Runs of each measurement; medians are shown.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(super) runs: usize,
+}
+
+/// Synthetic models.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ShapeArg {
+    /// Some megabytes, made on the spot.
+    Tiny,
+    /// As large as the real ones: SOLAR-10.7B, LFM2-1.2B, Qwen2.5-Omni-7B, EmbeddingGemma. 15 GB, kept for the next time.
+    Full,
 }
 
 #[derive(Debug, Group)]

@@ -3,8 +3,8 @@ use std::time::Instant;
 
 use directories::ProjectDirs;
 use sarai::core::config::{Config, Place, RouterKind};
-use sarai::{GenerateRequest, Input, Message};
-use sarai_support::gguf::{Kind, Model};
+use sarai::{Audio, GenerateRequest, Image, Input, Message};
+use sarai_support::gguf::{Kind, Model, Projector};
 use serde_json::json;
 
 use super::args::{Common, DemoArgs};
@@ -16,6 +16,12 @@ use super::{ps, run};
 
 /// The demo's configuration, for where the repository is not at hand.
 const CONFIGURATION: &str = include_str!("../../config/demo.yaml");
+
+/// What is said, and what is shown: a question in Spanish, by a speech synthesiser; a red disc.
+const QUESTION: &[u8] = include_bytes!("../../config/demo/question.wav");
+const PICTURE: &[u8] = include_bytes!("../../config/demo/picture.png");
+/// The width of the made models' embeddings.
+const WIDTH: u32 = 192;
 
 /// What the demo's classifier listens for: these words, and no meaning.
 const KEYWORDS: &[(&str, &[&str])] = &[
@@ -67,11 +73,26 @@ pub(super) async fn demo(common: &Common, args: &DemoArgs, output: &Output) -> R
     let input = Input::text(args.text.clone());
     let report = run::show(session.sarai.run("voice-text", &input, INTERACTIVE)?, output).await?;
 
-    title(output, "6. Memory: estimated before each load, measured now");
+    title(
+        output,
+        "6. Pipeline voice: Omni hears a WAV, SOLAR answers, LFM2 says it again sentence by sentence",
+    );
+    let audio = Audio::new(QUESTION).map_err(|error| Failure::Usage(error.to_string()))?;
+    let voice = Input::default().with_audio(audio);
+    let voice = run::show(session.sarai.run("voice", &voice, INTERACTIVE)?, output).await?;
+    output.note(&format!("\n{}", run::timeline(&voice)));
+
+    title(output, "7. Pipeline vision: Omni sees a PNG, SOLAR answers a question about it");
+    let image = Image::new(PICTURE).map_err(|error| Failure::Usage(error.to_string()))?;
+    let vision = Input::text("¿Qué se ve?").with_image(image);
+    let vision = run::show(session.sarai.run("vision", &vision, INTERACTIVE)?, output).await?;
+    output.note(&format!("\n{}", run::timeline(&vision)));
+
+    title(output, "8. Memory: estimated before each load, measured now");
     let usage = pool.memory_usage().await?;
     output.line(&ps::memory_table(&usage).to_string())?;
     output.line(&ps::totals(&usage))?;
-    output.object(&json!({"pipeline": report, "memory": usage}))?;
+    output.object(&json!({"pipeline": report, "voice": voice, "vision": vision, "memory": usage}))?;
     let (shown, sarai) = (path.display(), program());
     output.note(&format!(
         "\nThese models are real GGUF files that llama.cpp runs, but their weights are made up: what they say is noise.\n\
@@ -123,6 +144,11 @@ fn make_models(config: &Config) -> Result<usize, Failure> {
         for place in &model.places {
             let Place::Gguf(file) = place else { continue };
             there += 1;
+            if let Some(mmproj) = file.mmproj.as_ref().filter(|mmproj| !mmproj.exists()) {
+                in_folder(mmproj)?;
+                let written = Projector::new(WIDTH).seed(seed).write_to(mmproj);
+                written.map_err(|source| Failure::Synthesis { path: mmproj.clone(), source })?;
+            }
             if file.path.exists() {
                 continue;
             }
@@ -130,6 +156,7 @@ fn make_models(config: &Config) -> Result<usize, Failure> {
                 "embedding" => Kind::GemmaEmbedding,
                 _ if classifier == Some(name) => Kind::BertClassifier { labels: labels() },
                 "lfm2" => Kind::Lfm2,
+                "omni" => Kind::Qwen2Vl,
                 _ => Kind::Llama,
             };
             write(&Model::new(kind).seed(seed), &file.path)?;
@@ -139,11 +166,15 @@ fn make_models(config: &Config) -> Result<usize, Failure> {
     Ok(there)
 }
 
+/// Makes the folder of a file that is to be written.
+fn in_folder(path: &Path) -> Result<(), Failure> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    let what = format!("cannot make the folder {}", folder.display());
+    std::fs::create_dir_all(folder).map_err(|source| Failure::Io { what, source })
+}
+
 fn write(model: &Model, path: &Path) -> Result<(), Failure> {
-    if let Some(folder) = path.parent() {
-        let what = format!("cannot make the folder {}", folder.display());
-        std::fs::create_dir_all(folder).map_err(|source| Failure::Io { what, source })?;
-    }
+    in_folder(path)?;
     model.write_to(path).map_err(|source| Failure::Synthesis { path: path.to_owned(), source })
 }
 

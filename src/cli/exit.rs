@@ -22,6 +22,9 @@ pub(super) enum Failure {
     Io { what: String, source: io::Error },
     #[error("cannot make the demo's model {}", path.display())]
     Synthesis { path: PathBuf, source: sarai_support::gguf::Error },
+    /// Checks of a bench that failed, which the result has told already.
+    #[error("failed: {0}")]
+    Checks(String),
     #[error("interrupted")]
     Interrupted,
 }
@@ -55,7 +58,9 @@ impl Failure {
             Self::NoConfiguration { .. } => ErrorKind::Config,
             Self::Usage(_) => ErrorKind::Usage,
             Self::Interrupted => ErrorKind::Cancelled,
-            Self::Host { .. } | Self::Io { .. } | Self::Synthesis { .. } => ErrorKind::Failed,
+            Self::Host { .. } | Self::Io { .. } | Self::Synthesis { .. } | Self::Checks(_) => {
+                ErrorKind::Failed
+            }
         }
     }
 

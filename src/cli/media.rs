@@ -43,12 +43,7 @@ pub(super) async fn modulate(common: &Common, args: &ModulateArgs, output: &Outp
     finish(session, &args.model, stream, output).await
 }
 
-async fn finish(
-    session: Session,
-    model: &str,
-    stream: AnswerStream,
-    output: &Output,
-) -> Result<(), Failure> {
+async fn finish(session: Session, model: &str, stream: AnswerStream, output: &Output) -> Result<(), Failure> {
     let (text, answer) = show(stream, output).await?;
     output.line("")?;
     output.object(&Whole { model, text: &text, answer: &answer })?;

@@ -1,6 +1,7 @@
 //! The command line: data to stdout, everything else to stderr.
 
 mod args;
+mod bench;
 mod chat;
 mod check;
 mod demo;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
-use args::{Args, Command};
+use args::{Args, BenchCommand, Command};
 use exit::Failure;
 use output::Output;
 
@@ -67,6 +68,7 @@ async fn dispatch(args: Args, output: &Output) -> Result<(), Failure> {
         Command::Ps => ps::ps(&common, output).await,
         Command::Plan(plan) => ps::plan(&common, &plan, output).await,
         Command::Simulate(simulate) => simulate::simulate(&common, &simulate, output).await,
+        Command::Bench(BenchCommand::Concurrent(args)) => bench::concurrent(&common, &args, output).await,
         Command::Unload(unload) => ps::unload(&common, &unload, output).await,
         Command::Check(check) => check::check(&common, &check, output),
         Command::Completions { shell } => {

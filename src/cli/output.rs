@@ -60,7 +60,7 @@ impl Output {
     }
 
     pub(super) fn fail(&self, failure: &Failure) -> ExitCode {
-        if matches!(failure, Failure::Refused(_)) {
+        if matches!(failure, Failure::Refused(_) | Failure::Checks(_)) {
             // The result has said it.
         } else if self.json {
             // A stdout that is gone leaves only the exit code to tell.

@@ -129,5 +129,10 @@ pub(super) fn timeline(report: &PipelineReport) -> String {
         format!("{:width$} |{bar}| {times}", step.id.as_str())
     });
     let lines: Vec<String> = lines.collect();
-    format!("{}\n{:width$}  · from its start, █ from its first text; {} ms in all", lines.join("\n"), "", report.total_ms)
+    format!(
+        "{}\n{:width$}  · from its start, █ from its first text; {} ms in all",
+        lines.join("\n"),
+        "",
+        report.total_ms
+    )
 }

@@ -5,6 +5,7 @@
 mod conversations;
 mod errors;
 mod hosts;
+mod media;
 mod metrics;
 mod program;
 mod residency;
@@ -14,7 +15,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
-use sarai_support::gguf::{Kind, Model};
+use sarai_support::gguf::{Kind, Model, Projector};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -34,10 +35,11 @@ impl Site {
             ("router", Kind::BertClassifier { labels }),
             ("solar", Kind::Llama),
             ("lfm2", Kind::Lfm2),
-            ("omni", Kind::Llama),
+            ("omni", Kind::Qwen2Vl),
         ] {
             site.model(name, &Model::new(kind));
         }
+        Projector::new(192).write_to(site.path("models/demo/mmproj.gguf")).unwrap();
         site
     }
 

@@ -204,9 +204,7 @@ fn read_headers(settings: &GgufSettings) -> Result<(Header, Option<Projection>),
     let projection = settings
         .mmproj
         .as_ref()
-        .map(|mmproj| {
-            projector::check_projector(mmproj, header.int("{arch}.embedding_length").unwrap_or(0))
-        })
+        .map(|mmproj| projector::check_projector(mmproj, header.int("{arch}.embedding_length").unwrap_or(0)))
         .transpose()?;
     Ok((header, projection.filter(|_| settings.purpose == Capability::Generate)))
 }

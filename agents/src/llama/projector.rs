@@ -53,7 +53,8 @@ impl Projection {
 /// Whether the file at `path` says that it sees and hears.
 pub(super) fn towers(path: &Path) -> Result<(bool, bool), Error> {
     let header = Header::read(path)?;
-    let has = |tower: Tower| header.value(&format!("clip.has_{}_encoder", tower.name)) == Some(&Value::Bool(true));
+    let has =
+        |tower: Tower| header.value(&format!("clip.has_{}_encoder", tower.name)) == Some(&Value::Bool(true));
     Ok((has(Tower::VISION), has(Tower::AUDIO)))
 }
 
@@ -138,7 +139,8 @@ impl Check<'_> {
         let Sizes { width, feed_forward, .. } = self.sizes()?;
         let int = |name| u128::from(self.header.int(&self.key(name)).unwrap_or(0));
         let (width, feed_forward) = (u128::from(width), u128::from(feed_forward));
-        let is_qwen = self.tower == Tower::VISION && matches!(self.kind()?, "qwen2.5o" | "qwen2.5vl_merger" | "qwen2vl_merger");
+        let is_qwen = self.tower == Tower::VISION
+            && matches!(self.kind()?, "qwen2.5o" | "qwen2.5vl_merger" | "qwen2vl_merger");
         let (patches, before) = if self.tower == Tower::AUDIO {
             // The first convolution has all frames, and twice its result while that is made.
             (AUDIO_FRAMES / 2, 2 * AUDIO_FRAMES * (width + 3 * int("num_mel_bins")))

@@ -195,8 +195,13 @@ impl<'a> Template<'a> {
             }
             None => messages,
         };
-        let conversation =
-            Conversation { messages, tools: self.tools, markers: &self.markers, medium: medium(), to_be_answered };
+        let conversation = Conversation {
+            messages,
+            tools: self.tools,
+            markers: &self.markers,
+            medium: medium(),
+            to_be_answered,
+        };
         Ok(template::render(self.own.as_deref(), &conversation)?)
     }
 
@@ -247,11 +252,7 @@ impl<'a> Template<'a> {
 
     /// The instructions and as many of the newest turns as fit, each of them whole: templates may insist that roles
     /// alternate. Of the last turn, where that is too long alone, the question and the newest of what followed on it.
-    fn newest(
-        &self,
-        messages: &[Message],
-        fits: impl Fn(&[LlamaToken]) -> bool,
-    ) -> Result<Begun, Error> {
+    fn newest(&self, messages: &[Message], fits: impl Fn(&[LlamaToken]) -> bool) -> Result<Begun, Error> {
         let shorter = shorter(messages);
         let begun = |at: usize| self.conversation(&shorter[at].of(messages));
         // The more is left out, the shorter it is: the least that is enough, by halving.

@@ -259,7 +259,10 @@ mod tests {
     }
 
     fn say_with(template: Option<&str>, messages: &[Message], tools: &[Tool]) -> Result<String, Error> {
-        render(template, &Conversation { messages, tools, markers: &markers(), medium: "", to_be_answered: true })
+        render(
+            template,
+            &Conversation { messages, tools, markers: &markers(), medium: "", to_be_answered: true },
+        )
     }
 
     #[test]

@@ -298,7 +298,8 @@ fn run<C>(
     });
     if multimodal.is_some() {
         let anonymous = |at: Option<Footprint>| at.and_then(|at| at.anonymous);
-        let grown = anonymous(projected).zip(anonymous(weights)).map(|(after, before)| after.saturating_sub(before));
+        let grown =
+            anonymous(projected).zip(anonymous(weights)).map(|(after, before)| after.saturating_sub(before));
         holds.projector.grew(grown.filter(|_| alone));
     }
     if alone {

@@ -65,7 +65,13 @@ fn instruction(request: &TranscribeRequest) -> String {
 fn joined(
     parts: impl Stream<Item = Result<TokenStream, Failure>> + Send + 'static,
 ) -> impl Stream<Item = Result<Delta, Failure>> + Send {
-    let state = Joined { parts: Box::pin(parts), part: None, held: String::new(), begun: (false, false), whole: None };
+    let state = Joined {
+        parts: Box::pin(parts),
+        part: None,
+        held: String::new(),
+        begun: (false, false),
+        whole: None,
+    };
     futures::stream::unfold(Some(state), |state| async {
         let mut state = state?;
         match state.next().await {
@@ -95,7 +101,8 @@ impl<P: Stream<Item = Result<TokenStream, Failure>>> Joined<P> {
                 }
                 continue;
             };
-            let cut_off = || Failure::new(FailureKind::CutOff, "a part of the recording was not written to its end");
+            let cut_off =
+                || Failure::new(FailureKind::CutOff, "a part of the recording was not written to its end");
             match part.next().await.ok_or_else(cut_off)?? {
                 Delta::Text(text) => {
                     if let Some(text) = self.say(&text) {

@@ -133,7 +133,8 @@ mod tests {
     /// PNG's checksum of a part.
     fn crc(bytes: &[u8]) -> u32 {
         let step = |crc: u32, byte: &u8| {
-            (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+            (0..8)
+                .fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
         };
         !bytes.iter().fold(u32::MAX, step)
     }

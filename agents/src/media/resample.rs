@@ -88,8 +88,7 @@ fn step(
     let input = InterleavedSlice::new(samples, 1, samples.len()).map_err(failed)?;
     let mut output = InterleavedSlice::new_mut(block, 1, frames).map_err(failed)?;
     let indexing = count.map(|count| Indexing::new().partial_len(count));
-    let (taken, given) =
-        fft.process_into_buffer(&input, &mut output, indexing.as_ref()).map_err(failed)?;
+    let (taken, given) = fft.process_into_buffer(&input, &mut output, indexing.as_ref()).map_err(failed)?;
     made.extend_from_slice(&block[..given]);
     Ok(taken)
 }

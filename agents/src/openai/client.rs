@@ -7,8 +7,8 @@ use reqwest::multipart::{Form, Part};
 use sarai_core::backend::ServedBy;
 use sarai_core::config::HostConfig;
 use sarai_core::request::{
-    Capabilities, Capability, Completion, Constraint, Delta, Embeddings, FinishReason, GenerateRequest, Prompt,
-    TranscribeRequest,
+    Capabilities, Capability, Completion, Constraint, Delta, Embeddings, FinishReason, GenerateRequest,
+    Prompt, TranscribeRequest,
 };
 use sarai_core::units::HostName;
 use tokio::sync::Semaphore;

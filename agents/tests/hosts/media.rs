@@ -38,7 +38,8 @@ async fn a_recording_is_sent_as_a_form_with_all_that_was_said_and_the_very_bytes
     let key = Some(ApiKey::new("sk-secret".to_owned()));
     let client = client_with(HostKind::Openai, &HostConfig { api_key: key, ..config(&host.url()) });
     let sampling = Sampling { temperature: Some(0.25), ..Sampling::default() };
-    let request = TranscribeRequest::new(wav()).with_language("es").with_prompt("SOLAR, Omni").with_sampling(sampling);
+    let request =
+        TranscribeRequest::new(wav()).with_language("es").with_prompt("SOLAR, Omni").with_sampling(sampling);
     let (text, end) = transcribe(client, request).await;
     assert!(end.is_ok());
     assert_eq!(text, "hola desde el host ñ😀", "without white space around it");
@@ -47,9 +48,13 @@ async fn a_recording_is_sent_as_a_form_with_all_that_was_said_and_the_very_bytes
     assert_eq!(sent.authorization.as_deref(), Some("Bearer sk-secret"));
     let form = sent.body.as_str().unwrap().to_owned();
     let field = |name: &str, value: &str| form.contains(&format!("name=\"{name}\"\r\n\r\n{value}\r\n"));
-    for (name, value) in
-        [("model", "whisper-1"), ("language", "es"), ("prompt", "SOLAR, Omni"), ("temperature", "0.25"), ("response_format", "json")]
-    {
+    for (name, value) in [
+        ("model", "whisper-1"),
+        ("language", "es"),
+        ("prompt", "SOLAR, Omni"),
+        ("temperature", "0.25"),
+        ("response_format", "json"),
+    ] {
         assert!(field(name, value), "{name}: {form}");
     }
     assert!(form.contains("name=\"file\"; filename=\"audio.wav\"\r\nContent-Type: audio/wav"), "{form}");
@@ -63,7 +68,10 @@ async fn what_is_left_to_the_host_is_not_sent_and_no_words_are_an_answer_without
     let (text, end) = transcribe(client(HostKind::Openai, &host), TranscribeRequest::new(wav())).await;
     assert!(text.is_empty() && end.is_ok());
     let form = host.requests().pop().unwrap().body.as_str().unwrap().to_owned();
-    assert!(!form.contains("language") && !form.contains("temperature") && !form.contains("name=\"prompt\""), "{form}");
+    assert!(
+        !form.contains("language") && !form.contains("temperature") && !form.contains("name=\"prompt\""),
+        "{form}"
+    );
 }
 
 #[tokio::test]
@@ -81,7 +89,12 @@ async fn every_way_to_fail_has_its_kind() {
         let host = Host::start().await.unwrap();
         host.behave(behaviour.clone());
         let limit = Duration::from_millis(300);
-        let short = HostConfig { first_token_timeout: limit, load_timeout: limit, stall_timeout: limit, ..config(&host.url()) };
+        let short = HostConfig {
+            first_token_timeout: limit,
+            load_timeout: limit,
+            stall_timeout: limit,
+            ..config(&host.url())
+        };
         let (_, end) = transcribe(client_with(HostKind::Openai, &short), TranscribeRequest::new(wav())).await;
         assert_eq!(end.unwrap_err().kind, kind, "{behaviour:?}");
         if matches!(kind, FailureKind::Timeout | FailureKind::CutOff) {
@@ -97,7 +110,8 @@ async fn images_then_audio_then_the_question() {
     let message = Message::user("What is this?").with_images(vec![image]).with_audio(vec![wav()]);
     ask(&*client(HostKind::Openai, &host), &GenerateRequest::chat(vec![message])).await.1.unwrap();
     let content = &host.requests()[0].body["messages"][0]["content"];
-    let kinds: Vec<_> = content.as_array().unwrap().iter().map(|part| part["type"].as_str().unwrap()).collect();
+    let kinds: Vec<_> =
+        content.as_array().unwrap().iter().map(|part| part["type"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["image_url", "input_audio", "text"]);
     assert_eq!(content[1]["input_audio"]["format"], "wav");
 }
@@ -127,10 +141,13 @@ async fn an_ollama_does_not_hear_and_the_next_host_is_asked_without_it_counting_
         }
     }
     assert_eq!(served.as_deref(), Some("openai_http:hears"));
-    assert!(deaf.requests().is_empty() && backend.states().iter().all(|host| host.breaker == Breaker::Closed));
+    assert!(
+        deaf.requests().is_empty() && backend.states().iter().all(|host| host.breaker == Breaker::Closed)
+    );
     let chat = GenerateRequest::chat(vec![Message::user("?").with_audio(vec![wav()])]);
     assert!(ask(&*client(HostKind::Ollama, &deaf), &chat).await.1.is_err());
     assert!(deaf.requests().is_empty(), "nothing is sent that it would leave out");
-    let ollama = RemoteBackend::new([(client(HostKind::Ollama, &deaf), "m".to_owned())], None, Capability::Generate);
+    let ollama =
+        RemoteBackend::new([(client(HostKind::Ollama, &deaf), "m".to_owned())], None, Capability::Generate);
     assert!(ollama.capabilities().has(Capability::See) && !ollama.capabilities().has(Capability::Hear));
 }

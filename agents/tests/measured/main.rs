@@ -332,8 +332,7 @@ async fn a_projector_is_in_the_estimate_and_in_what_is_held() {
 async fn an_idle_projector_gives_its_memory_back_and_sees_again_when_asked() {
     let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
-    let settings =
-        GgufSettings { projector_ttl: Some(Duration::from_millis(1)), ..seeing(folder.path()) };
+    let settings = GgufSettings { projector_ttl: Some(Duration::from_millis(1)), ..seeing(folder.path()) };
     let held = |model: &Arc<dyn Loaded>| model.memory().unwrap().anonymous.unwrap();
     let model = load(&settings).await;
     look(&*model, 200).await;
@@ -345,5 +344,5 @@ async fn an_idle_projector_gives_its_memory_back_and_sees_again_when_asked() {
     }
     assert_eq!(model.memory_at_load().unwrap().anonymous, Some(reserved), "its room stays its own");
     look(&*model, 201).await;
-    assert_eq!(model.unload().await.unwrap().shortfall(), None);
+    model.unload().await;
 }

@@ -75,8 +75,16 @@ mod tests {
                      \x20 - {id: z, model: a, prompt: '{{ w.text }}'}\n  - {id: v, model: a, prompt: '${NO_SUCH}'}\n";
         let found = problems(steps, "p.yaml");
         assert!(found[0].starts_with("p.yaml:2: pipelines.p.steps[0].model: "), "{found:?}");
-        assert!(found.iter().any(|line| line.starts_with("p.yaml:3: pipelines.p.steps[1].promt: unknown key")), "{found:?}");
-        assert!(found.iter().any(|line| line.starts_with("p.yaml:5: pipelines.p.steps[3].prompt: variable NO_SUCH")), "{found:?}");
+        assert!(
+            found.iter().any(|line| line.starts_with("p.yaml:3: pipelines.p.steps[1].promt: unknown key")),
+            "{found:?}"
+        );
+        assert!(
+            found
+                .iter()
+                .any(|line| line.starts_with("p.yaml:5: pipelines.p.steps[3].prompt: variable NO_SUCH")),
+            "{found:?}"
+        );
         let broken = problems("steps: [\n", "p.yaml");
         assert!(broken[0].starts_with("p.yaml:"), "{broken:?}");
         let missing = problems("", "other.yaml");

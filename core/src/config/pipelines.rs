@@ -234,7 +234,10 @@ fn deed(raw: &RawStep, at: &At<'_>, check: &mut Check<'_>) -> Option<Deed> {
     match given.as_slice() {
         [(_, deed)] => Some(*deed),
         [] => {
-            check.problem(at, "does nothing: it needs one of prompt, describe, transcribe, modulate and route");
+            check.problem(
+                at,
+                "does nothing: it needs one of prompt, describe, transcribe, modulate and route",
+            );
             None
         }
         several => {

@@ -166,7 +166,9 @@ fn rules(
         let when = check.optional(&at_when, rule.when).filter(|when| {
             // A classifier's labels are in its file.
             let labels = match kind {
-                Some(RouterKind::Similarity { labels, .. }) => Some(labels.keys().map(String::as_str).collect::<Vec<&str>>()),
+                Some(RouterKind::Similarity { labels, .. }) => {
+                    Some(labels.keys().map(String::as_str).collect::<Vec<&str>>())
+                }
                 Some(RouterKind::Classifier { .. }) | None => None,
             };
             let condition = Condition::new(when, labels.as_deref());

@@ -162,7 +162,11 @@ impl Compiler<'_> {
         Step {
             id: step.id.clone(),
             action,
-            model: step.action.model().filter(|model| !is_template(model)).and_then(|model| model.parse().ok()),
+            model: step
+                .action
+                .model()
+                .filter(|model| !is_template(model))
+                .and_then(|model| model.parse().ok()),
             follows: self.follows(place, step),
             after,
             when,
@@ -195,7 +199,11 @@ impl Compiler<'_> {
         let near = self.tones.nearest(tone.trim()).map(|name| format!(", did you mean `{name}`?"));
         let known: Vec<&str> = self.tones.names().collect();
         let (near, known) = (near.unwrap_or_default(), known.join(", "));
-        self.problem(place, "tone", format!("unknown tone `{tone}`{near} (there are {known}; more under `tones:`)"));
+        self.problem(
+            place,
+            "tone",
+            format!("unknown tone `{tone}`{near} (there are {known}; more under `tones:`)"),
+        );
     }
 
     /// An expression, made a template that renders to nothing unless it is true.

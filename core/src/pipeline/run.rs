@@ -193,9 +193,10 @@ impl Run {
             followers.push(said);
             self.feeds.insert(follower, feed);
         }
-        let feed = self.feeds.remove(&place).filter(|_| {
-            step.follows.is_some_and(|source| !self.reports.contains_key(&source))
-        });
+        let feed = self
+            .feeds
+            .remove(&place)
+            .filter(|_| step.follows.is_some_and(|source| !self.reports.contains_key(&source)));
         let (runner, context) = (self.runner.clone(), self.context.clone());
         let said = Said::new(followers);
         self.running.push(async move { (place, runner.step(place, &context, feed, said).await) }.boxed());
@@ -209,7 +210,8 @@ impl Run {
         let Some((place, step)) = steps.iter().enumerate().find(|(_, own)| own.id == *step) else { return };
         for next in steps {
             let comes_next = next.after.contains(&place) && next.when.is_none();
-            let Some(model) = next.model.clone().filter(|model| comes_next && step.model.as_ref() != Some(model))
+            let Some(model) =
+                next.model.clone().filter(|model| comes_next && step.model.as_ref() != Some(model))
             else {
                 continue;
             };

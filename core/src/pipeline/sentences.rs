@@ -48,8 +48,10 @@ mod tests {
     fn cut(text: &str, characters: usize) -> Vec<String> {
         let mut sentences = Sentences::default();
         let letters: Vec<char> = text.chars().collect();
-        let mut out: Vec<String> =
-            letters.chunks(characters).flat_map(|piece| sentences.push(&piece.iter().collect::<String>())).collect();
+        let mut out: Vec<String> = letters
+            .chunks(characters)
+            .flat_map(|piece| sentences.push(&piece.iter().collect::<String>()))
+            .collect();
         out.extend(sentences.finish());
         out
     }

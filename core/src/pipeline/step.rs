@@ -131,7 +131,8 @@ impl Runner {
             }
             (Err(error), Some(fallback)) => {
                 tracing::warn!(pipeline = %self.pipeline.name, step = %step.id, %error, "the step's fallback stands in");
-                let text = self.pipeline.render(fallback, context).map_err(|error| self.failed(step, error))?;
+                let text =
+                    self.pipeline.render(fallback, context).map_err(|error| self.failed(step, error))?;
                 if !said.text.is_empty() {
                     said.tell(&Heard::Void(error.to_string()));
                 }

@@ -10,9 +10,7 @@ use super::{Inner, ModelPool};
 use crate::answer::{AnswerStream, CallOptions, Models, OnStreamFailure, Provenance};
 use crate::error::Error;
 use crate::image::Image;
-use crate::request::{
-    Capability, Embeddings, GenerateRequest, LabelScore, Message, TranscribeRequest,
-};
+use crate::request::{Capability, Embeddings, GenerateRequest, LabelScore, Message, TranscribeRequest};
 use crate::tone::Tone;
 use crate::units::ModelName;
 

@@ -46,7 +46,8 @@ impl Condition {
         let mut names: BTreeMap<&str, Value> =
             all.iter().map(|(label, score)| (*label, Value::from(*score))).collect();
         names.insert("scores", Value::from_pairs(all));
-        let rendered = self.0.get_template(NAME).and_then(|template| template.render(Value::from_pairs(names)));
+        let rendered =
+            self.0.get_template(NAME).and_then(|template| template.render(Value::from_pairs(names)));
         rendered.map(|rendered| !rendered.is_empty()).map_err(|error| said(&error))
     }
 }

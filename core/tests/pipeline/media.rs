@@ -13,7 +13,8 @@ use sarai_core::pipeline::{Input, Pipeline, PipelineEvent, PipelineReport};
 use sarai_core::testing::{FakeModels, Script};
 
 fn parse(pipelines: &str) -> Result<Resolved, ConfigError> {
-    let text = format!("models:\n  omni: {{backend: gguf_native}}\n  solar: {{backend: gguf_native}}\n{pipelines}");
+    let text =
+        format!("models:\n  omni: {{backend: gguf_native}}\n  solar: {{backend: gguf_native}}\n{pipelines}");
     sarai_core::config::parse(&text, Some(Path::new("p.yaml")), &Env::default(), &Overrides::default())
 }
 
@@ -62,8 +63,14 @@ async fn what_is_said_and_what_is_shown_reach_their_models() {
     let seen = models();
     let report = run(VISION, Input::text("why?").with_image(png()), &seen).await.unwrap();
     let asked = seen.asked();
-    assert!(asked.contains(&("omni".to_owned(), "[1 images, 0 audio] What matters for: why??".to_owned())), "{asked:?}");
-    assert!(asked.contains(&("omni".to_owned(), "[1 images, 0 audio] Describe the image.".to_owned())), "{asked:?}");
+    assert!(
+        asked.contains(&("omni".to_owned(), "[1 images, 0 audio] What matters for: why??".to_owned())),
+        "{asked:?}"
+    );
+    assert!(
+        asked.contains(&("omni".to_owned(), "[1 images, 0 audio] Describe the image.".to_owned())),
+        "{asked:?}"
+    );
     assert_eq!(report.steps[1].kind, "describe");
 }
 
@@ -91,8 +98,14 @@ fn steps_say_at_load_what_cannot_be() {
         with("input: audio", "input: text"),
         "pipelines.voice.steps[0].transcribe: the pipeline is not given any: write `input: audio` above its steps"
     );
-    assert_eq!(with("input: audio", "input: [audio, vidoe]"), "pipelines.voice.input: `vidoe` is neither text, audio nor image");
-    assert!(with("transcribe: ", "describe: \"{{ input.image }}\", transcribe: ").contains("does more than one thing"));
+    assert_eq!(
+        with("input: audio", "input: [audio, vidoe]"),
+        "pipelines.voice.input: `vidoe` is neither text, audio nor image"
+    );
+    assert!(
+        with("transcribe: ", "describe: \"{{ input.image }}\", transcribe: ")
+            .contains("does more than one thing")
+    );
     assert!(with("prompt: ", "language: en, prompt: ").contains("`language` belongs to transcribe"));
 }
 
@@ -123,5 +136,8 @@ async fn a_tone_that_is_known_only_when_the_step_runs_is_looked_up_then() {
     let models = FakeModels::default().with("solar", Script::Echoes);
     assert!(run(pipelines, Input::text("formal"), &models).await.is_ok());
     let error = run(pipelines, Input::text("angry"), &models).await.unwrap_err().to_string();
-    assert!(error.contains("unknown tone \"angry\"; there are brief, empathetic, formal, friendly"), "{error}");
+    assert!(
+        error.contains("unknown tone \"angry\"; there are brief, empathetic, formal, friendly"),
+        "{error}"
+    );
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use futures::future::join_all;
 use sarai_core::answer::CallOptions;
-use sarai_core::config::{RouterConfig, RouterKind};
+use sarai_core::config::{RouterConfig, RouterKind, RouterRule};
 use sarai_core::request::LabelScore;
 use sarai_core::router::{Router, Routing};
 use sarai_core::testing::{FakeModels, Script};
@@ -12,6 +12,7 @@ fn similarity() -> RouterConfig {
     let labels = labels.map(|(label, texts)| (label.to_owned(), texts.map(str::to_owned).to_vec()));
     RouterConfig {
         kind: RouterKind::Similarity { model: "e".parse().unwrap(), labels: BTreeMap::from(labels) },
+        rules: Vec::new(),
         routes: BTreeMap::from([("hard".to_owned(), "solar".parse().unwrap())]),
         default: Some("lfm2".parse().unwrap()),
         threshold: 0.5,
@@ -93,4 +94,40 @@ async fn a_failure_to_embed_the_examples_is_not_kept() {
     let broken = FakeModels::default().with("e", Script::Fails);
     assert!(router.route("a theorem", &broken, CallOptions::default()).await.is_err());
     assert!(router.route("a theorem", &models(), CallOptions::default()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rule_over_several_labels_goes_before_the_label_that_wins() {
+    let score = |(label, score): (&str, f32)| LabelScore { label: label.to_owned(), score };
+    let scores = [("hard", 0.8), ("soft", 0.7), ("multimodal", 0.1)].map(score).to_vec();
+    let rule = |when: &str, model: &str| RouterRule { when: when.to_owned(), model: model.parse().unwrap() };
+    let with = |rules: Vec<RouterRule>| {
+        Router::new(RouterConfig {
+            kind: RouterKind::Classifier { model: "c".parse().unwrap() },
+            rules,
+            routes: [("hard".to_owned(), "solar".parse().unwrap())].into(),
+            default: None,
+            threshold: 0.5,
+        })
+    };
+    let models = FakeModels::default().with("c", Script::Scores(scores));
+    let rules = vec![rule("multimodal > 0.6", "omni"), rule("hard > 0.5 and soft > 0.5", "lfm2")];
+    let routing = with(rules).route("x", &models, CallOptions::default()).await.unwrap();
+    assert_eq!((routing.model.as_ref().unwrap().as_str(), routing.label.as_deref()), ("lfm2", Some("hard")));
+    assert_eq!(routing.rule.as_deref(), Some("hard > 0.5 and soft > 0.5"));
+    assert_eq!(
+        routing.reason,
+        "hard 0.80, soft 0.70, multimodal 0.10; `hard > 0.5 and soft > 0.5` goes to lfm2"
+    );
+    let none = with(vec![rule("multimodal > 0.6", "omni")])
+        .route("x", &models, CallOptions::default())
+        .await
+        .unwrap();
+    assert_eq!((none.model.unwrap().as_str(), none.rule), ("solar", None));
+    // A classifier's labels are known only when it has scored.
+    let error = with(vec![rule("musical > 0.6", "omni")])
+        .route("x", &models, CallOptions::default())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("the rule `musical > 0.6`: undefined value"), "{error}");
 }

@@ -13,7 +13,10 @@ use tokio::time::Instant;
 use super::pipeline;
 
 /// A run's events as lines, what it came to, and when the tone step said its first word.
-async fn run(steps: &str, models: &FakeModels) -> (Vec<String>, Result<PipelineReport, Error>, Option<Duration>) {
+async fn run(
+    steps: &str,
+    models: &FakeModels,
+) -> (Vec<String>, Result<PipelineReport, Error>, Option<Duration>) {
     let started = Instant::now();
     let mut run =
         pipeline(steps).run(&Input::text("rain"), Arc::new(models.clone()), None, CallOptions::default());
@@ -27,7 +30,9 @@ async fn run(steps: &str, models: &FakeModels) -> (Vec<String>, Result<PipelineR
                 }
                 seen.push(format!("{step}: {text}"));
             }
-            Ok(PipelineEvent::StepRetried { step, attempt, .. }) => seen.push(format!("{step} attempt {attempt}")),
+            Ok(PipelineEvent::StepRetried { step, attempt, .. }) => {
+                seen.push(format!("{step} attempt {attempt}"))
+            }
             Ok(PipelineEvent::StepDone(report)) => seen.push(format!("{} done", report.id)),
             Ok(PipelineEvent::Done(report)) => return (seen, Ok(report), first),
             Err(error) => return (seen, Err(error), first),
@@ -49,7 +54,8 @@ const SLOW: Duration = Duration::from_millis(100);
 #[tokio::test(start_paused = true)]
 async fn the_first_sentence_is_said_again_while_the_others_are_still_written() {
     let answer = "It will rain in the morning. ".repeat(10);
-    let models = || FakeModels::default().with("a", says(&answer, SLOW)).with("b", says("How nice it is. ", SLOW));
+    let models =
+        || FakeModels::default().with("a", says(&answer, SLOW)).with("b", says("How nice it is. ", SLOW));
     let (_, streamed, first) = run(STEPS, &models()).await;
     let (_, whole, after) = run(WHOLE, &models()).await;
     let (first, after) = (first.unwrap(), after.unwrap());
@@ -69,7 +75,8 @@ async fn sentences_are_asked_for_one_by_one_and_white_space_stays_as_it_was() {
     let models = FakeModels::default().with("a", says(text, SLOW)).with("b", Script::Echoes);
     let (seen, report, _) = run(STEPS, &models).await;
     assert_eq!(report.unwrap().text, text);
-    let asked: Vec<String> = models.asked().into_iter().filter(|(model, _)| model == "b").map(|(_, text)| text).collect();
+    let asked: Vec<String> =
+        models.asked().into_iter().filter(|(model, _)| model == "b").map(|(_, text)| text).collect();
     assert_eq!(asked, ["It rains today.", "Take a coat!", "Is that all?", "No full stop"]);
     let position = |line: &str| seen.iter().position(|seen| seen == line).unwrap();
     assert!(position("tone: It rains today.") < position("expert done"), "{seen:?}");
@@ -87,7 +94,8 @@ async fn an_answer_without_words_is_not_said_again() {
 #[tokio::test(start_paused = true)]
 async fn a_tone_that_needs_the_whole_text_gets_it_at_once() {
     let brief = STEPS.replace("friendly", "brief");
-    let models = FakeModels::default().with("a", says("One is here. Two is here.", QUICK)).with("b", Script::Echoes);
+    let models =
+        FakeModels::default().with("a", says("One is here. Two is here.", QUICK)).with("b", Script::Echoes);
     let (_, report, _) = run(&brief, &models).await;
     assert_eq!(report.unwrap().text, "One is here. Two is here.");
     assert_eq!(models.asked()[1], ("b".to_owned(), "One is here. Two is here.".to_owned()));
@@ -100,7 +108,9 @@ async fn dropping_a_run_stops_the_steps_that_follow_too() {
         .with("b", says("How nice it is. ", SLOW));
     let mut run =
         pipeline(STEPS).run(&Input::text("rain"), Arc::new(models.clone()), None, CallOptions::default());
-    while !matches!(run.next().await, Some(Ok(PipelineEvent::StepText { step, .. })) if step.as_str() == "tone") {}
+    while !matches!(run.next().await, Some(Ok(PipelineEvent::StepText { step, .. })) if step.as_str() == "tone")
+    {
+    }
     assert!(models.running() > 0);
     drop(run);
     assert_eq!(models.running(), 0);
@@ -110,13 +120,15 @@ async fn dropping_a_run_stops_the_steps_that_follow_too() {
 async fn a_failure_that_may_pass_is_tried_again_and_what_followed_begins_again() {
     let steps = STEPS.replace("\"}\n", "\", retry: 2}\n");
     let text = "It rains today. Take a coat. ";
-    let flaky = Script::Flaky { failures: 1, after: "It rains today. Take an".to_owned(), says: text.to_owned() };
+    let flaky =
+        Script::Flaky { failures: 1, after: "It rains today. Take an".to_owned(), says: text.to_owned() };
     let models = FakeModels::default().with("a", flaky).with("b", Script::Echoes);
     let (seen, report, _) = run(&steps, &models).await;
     let report = report.unwrap();
     assert_eq!(report.text, text.trim_end());
     assert_eq!((report.steps[0].attempts, report.steps[0].text.as_str()), (2, text));
-    let position = |line: &str| seen.iter().position(|seen| seen == line).unwrap_or_else(|| panic!("{line}: {seen:?}"));
+    let position =
+        |line: &str| seen.iter().position(|seen| seen == line).unwrap_or_else(|| panic!("{line}: {seen:?}"));
     assert!(position("tone: It rains today.") < position("tone attempt 2"));
     assert!(position("expert attempt 2") < position("tone attempt 2"));
 }
@@ -137,12 +149,16 @@ async fn more_failures_than_attempts_and_those_that_stay_end_the_run() {
 #[tokio::test(start_paused = true)]
 async fn a_fallback_takes_the_place_of_what_was_said_before_it_failed() {
     let steps = STEPS.replace("\"}\n", "\", fallback: \"I do not know.\"}\n");
-    let flaky = Script::Flaky { failures: 9, after: "It rains today. Take an".to_owned(), says: String::new() };
+    let flaky =
+        Script::Flaky { failures: 9, after: "It rains today. Take an".to_owned(), says: String::new() };
     let models = FakeModels::default().with("a", flaky).with("b", Script::Echoes);
     let (seen, report, _) = run(&steps, &models).await;
     let report = report.unwrap();
     assert_eq!((report.steps[0].text.as_str(), report.text.as_str()), ("I do not know.", "I do not know."));
-    assert!(seen.contains(&"tone: It rains today.".to_owned()) && seen.contains(&"tone attempt 2".to_owned()), "{seen:?}");
+    assert!(
+        seen.contains(&"tone: It rains today.".to_owned()) && seen.contains(&"tone attempt 2".to_owned()),
+        "{seen:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,7 +180,9 @@ async fn a_model_that_can_never_fit_is_found_before_the_first_step() {
     let models = FakeModels::default().with("a", Script::Echoes).with("b", Script::Echoes).too_large("b");
     let (seen, report, _) = run(STEPS, &models).await;
     let error = report.unwrap_err();
-    assert!(matches!(&error, Error::Step { step, source, .. } if step.as_str() == "tone" && matches!(**source, Error::OverBudget { .. })));
+    assert!(
+        matches!(&error, Error::Step { step, source, .. } if step.as_str() == "tone" && matches!(**source, Error::OverBudget { .. }))
+    );
     assert!(error.to_string().contains("9.00 GB"), "{error}");
     assert!(seen.is_empty() && models.asked().is_empty());
 }

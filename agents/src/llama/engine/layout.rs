@@ -47,7 +47,8 @@ impl Layout {
 
     /// The last place up to this one at which a sequence can be gone on with: no image or audio is cut.
     pub(super) fn whole(&self, at: usize) -> usize {
-        let inside = |placed: &&Placed| (placed.start + 1..placed.start + placed.embedded.len()).contains(&at);
+        let inside =
+            |placed: &&Placed| (placed.start + 1..placed.start + placed.embedded.len()).contains(&at);
         self.0.iter().find(inside).map_or(at, |placed| placed.start)
     }
 

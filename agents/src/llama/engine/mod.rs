@@ -478,8 +478,7 @@ impl<'m> Engine<'m> {
                 // Of a grid, all have the position of its first.
                 let from = sequence.layout.position(sequence.computed - done);
                 let chooses = end == sequence.tokens.len();
-                part.row =
-                    self.batch.push_embedded(embedded, done..done + part.tokens, from, place, chooses);
+                part.row = self.batch.push_embedded(embedded, done..done + part.tokens, from, place, chooses);
                 continue;
             }
             for position in sequence.computed..end {

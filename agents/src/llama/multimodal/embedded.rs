@@ -111,7 +111,8 @@ pub(in crate::llama) mod tests {
     /// Rows of one number each; in a grid of this width, where there is one.
     pub(in crate::llama) fn embedded(rows: usize, grid: Option<usize>, id: u64) -> Arc<Embedded> {
         let values = (0..rows).map(|row| row as f32).collect();
-        let of = |width: usize| (0..rows).map(|at| [0, (at / width) as i32, (at % width) as i32, 0]).collect();
+        let of =
+            |width: usize| (0..rows).map(|at| [0, (at / width) as i32, (at % width) as i32, 0]).collect();
         let positions = grid.map_or(rows, |width| width.max(rows / width));
         Arc::new(Embedded::new(values, 1, grid.map(of), positions, true, id))
     }

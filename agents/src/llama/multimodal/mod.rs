@@ -72,7 +72,12 @@ struct Kept {
 }
 
 enum Job {
-    Encode { medium: Medium, id: u64, most: usize, done: oneshot::Sender<Result<Vec<Piece>, Error>> },
+    Encode {
+        medium: Medium,
+        id: u64,
+        most: usize,
+        done: oneshot::Sender<Result<Vec<Piece>, Error>>,
+    },
     /// The model's load is over: from now on the projector may be idle.
     Loaded,
     Stop,
@@ -175,7 +180,9 @@ impl Multimodal {
         let gone = || Error::EngineGone { path: self.path.clone() };
         self.jobs.try_send(Job::Encode { medium, id, most, done }).map_err(|error| match error {
             // There is room for as many as requests may run.
-            TrySendError::Full(_) => Error::Compute { reason: "too many images and sounds at once".to_owned() },
+            TrySendError::Full(_) => {
+                Error::Compute { reason: "too many images and sounds at once".to_owned() }
+            }
             TrySendError::Disconnected(_) => gone(),
         })?;
         let pieces = Arc::new(is_done.await.map_err(|_| gone()).flatten()?);

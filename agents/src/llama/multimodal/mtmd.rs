@@ -65,9 +65,8 @@ impl Mtmd {
         }
         // SAFETY: the path is a C string, the parameters hold the defaults' static texts, and the model outlives the projector,
         // which holds a share of it.
-        let raw = loaded.changing(|model| unsafe {
-            sys::mtmd_init_from_file(file.as_ptr(), model.as_ptr(), params)
-        });
+        let raw = loaded
+            .changing(|model| unsafe { sys::mtmd_init_from_file(file.as_ptr(), model.as_ptr(), params) });
         // SAFETY: the model is live.
         let width = unsafe { sys::llama_model_n_embd_inp(loaded.raw().as_ptr()) };
         let width = usize::try_from(width).ok().filter(|width| *width > 0).ok_or_else(failed)?;
@@ -95,7 +94,9 @@ impl Mtmd {
         // llama.cpp ends the process for what does not fit.
         if let Some(large) = all().find(|chunk| !self.is_causal(chunk) && chunk.tokens() > self.n_batch) {
             let (tokens, most) = (large.tokens(), self.n_batch);
-            return Err(compute(format!("an image of {tokens} tokens, which have to be computed at once, is more than a step's {most}")));
+            return Err(compute(format!(
+                "an image of {tokens} tokens, which have to be computed at once, is more than a step's {most}"
+            )));
         }
         let mut pieces = Vec::new();
         for (at, chunk) in all().enumerate() {
