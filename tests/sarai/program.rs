@@ -171,6 +171,9 @@ fn a_plan_shows_what_would_be_loaded_and_loads_nothing() {
 #[test]
 fn a_trace_is_played_on_several_budgets_and_loads_nothing() {
     let site = Site::new();
+    // What a projector takes for a large image would hide the rest.
+    let blind = include_str!("../../config/demo.yaml").replace("    mmproj:", "    # mmproj:");
+    site.write("config/demo.yaml", blind);
     // SOLAR's host costs nothing here; the other two fit together only in the larger budget.
     site.write("trace.csv", "time, model, seconds\n0, lfm2, 1\n10, omni, 1\n20, lfm2, 1\n30, solar, 1\n");
     let budgets = ["--budget", "0.02", "--budget", "1"];

@@ -141,19 +141,17 @@ impl Check<'_> {
         let (width, feed_forward) = (u128::from(width), u128::from(feed_forward));
         let is_qwen = self.tower == Tower::VISION
             && matches!(self.kind()?, "qwen2.5o" | "qwen2.5vl_merger" | "qwen2vl_merger");
-        let (patches, before) = if self.tower == Tower::AUDIO {
-            // The first convolution has all frames, and twice its result while that is made.
-            (AUDIO_FRAMES / 2, 2 * AUDIO_FRAMES * (width + 3 * int("num_mel_bins")))
+        let (patches, mask) = if self.tower == Tower::AUDIO {
+            (AUDIO_FRAMES / 2, 0)
         } else if is_qwen {
             // Four patches become one embedding. Attention within windows has a mask of all patches, in F32 and F16.
             let patches = 4 * u128::from(MOST_IMAGE_TOKENS);
-            (patches, patches * patches * 3 / 2)
+            (patches, patches * patches * 6)
         } else {
             let side = int("image_size") / int("patch_size").max(1);
             (side * side + 1, 0)
         };
-        let states = patches * (4 * width + 3 * feed_forward);
-        let bytes = (states.max(before) + if is_qwen { before } else { 0 }) * size_of::<f32>() as u128;
+        let bytes = patches * (4 * width + 3 * feed_forward) * size_of::<f32>() as u128 + mask;
         Ok((Bytes(u64::try_from(bytes).unwrap_or(u64::MAX)), is_qwen))
     }
 

@@ -13,34 +13,36 @@ pub(super) fn pipelines(root: &mut Node, check: &mut Check<'_>) {
     let Data::Map(entries) = &mut root.data else { return };
     let Some(pipelines) = entries.iter_mut().find(|entry| entry.key == "pipelines") else { return };
     let Data::Map(pipelines) = &mut pipelines.value.data else { return };
-    for entry in pipelines {
-        let Data::Text { text, .. } = &entry.value.data else { continue };
+    pipelines.retain_mut(|entry| {
+        let Data::Text { text, .. } = &entry.value.data else { return true };
         let path = At::key_path("pipelines", &entry.key);
         let file = found(text, check);
-        match std::fs::read_to_string(&file) {
-            Ok(text) => entry.value = check.within(&file, |check| read(&text, &path, check)),
+        let read = match std::fs::read_to_string(&file) {
+            Ok(text) => check.within(&file, |check| read(&text, &path, check)),
             Err(error) => {
                 check.problem_at(path, Some(entry.line), format!("cannot read {}: {error}", file.display()));
-                // Its problem is noted; nothing else of it is.
-                entry.value.data = Data::Null;
+                None
             }
-        }
-        entry.value.file = Some(Arc::from(file));
-    }
+        };
+        // What cannot be read has its problem noted, and is left out.
+        let Some(node) = read else { return false };
+        entry.value = Node { file: Some(Arc::from(file)), ..node };
+        true
+    });
 }
 
 /// A file's pipeline, with the lines that it has there.
-fn read(text: &str, path: &str, check: &mut Check<'_>) -> Node {
+fn read(text: &str, path: &str, check: &mut Check<'_>) -> Option<Node> {
     match tree::read(text) {
         Ok(mut node) => {
             expand(&mut node, path, check);
-            node
+            Some(node)
         }
         Err(misfits) => {
             for misfit in misfits {
                 check.problem_at(path.to_owned(), Some(misfit.line), misfit.message);
             }
-            Node { line: 1, data: Data::Null, variables: Vec::new(), file: None }
+            None
         }
     }
 }

@@ -114,7 +114,7 @@ struct Run {
     begun: bool,
     waiting: Vec<usize>,
     running: FuturesUnordered<BoxFuture<'static, (usize, Result<StepReport, Error>)>>,
-    /// What running steps say, for those that follow them and have not started yet.
+    /// What running steps say, for those that follow them.
     feeds: BTreeMap<usize, Feed>,
     /// Models of later steps that are being made ready, and all that were.
     ahead: FuturesUnordered<BoxFuture<'static, ()>>,
@@ -165,7 +165,7 @@ impl Run {
         let mut place = 0;
         while place < pipeline.steps.len() {
             let step = &pipeline.steps[place];
-            let startable = self.waiting.contains(&place) && self.can_start(place, step);
+            let startable = self.waiting.contains(&place) && self.can_start(step);
             if startable {
                 self.waiting.retain(|waiting| *waiting != place);
                 self.start(place, step);
@@ -177,28 +177,17 @@ impl Run {
         }
     }
 
-    fn can_start(&self, place: usize, step: &Step) -> bool {
-        let follows = |source| step.follows == Some(source) && self.feeds.contains_key(&place);
+    fn can_start(&self, step: &Step) -> bool {
+        let follows = |source| step.follows == Some(source) && self.feeds.contains_key(&source);
         step.after.iter().all(|source| self.reports.contains_key(source) || follows(*source))
     }
 
     fn start(&mut self, place: usize, step: &Step) {
-        // What it says goes to those that follow it; they hear of it as soon as it has started.
-        let steps = &self.runner.pipeline.steps;
-        let mut followers = Vec::new();
-        for (follower, _) in steps.iter().enumerate().filter(|(_, other)| other.follows == Some(place)) {
-            // Never full: a step must not wait for another one, which may be waiting for this one's model to be idle. No
-            // more goes through than an answer has.
-            let (said, feed) = mpsc::unbounded_channel();
-            followers.push(said);
-            self.feeds.insert(follower, feed);
-        }
-        let feed = self
-            .feeds
-            .remove(&place)
-            .filter(|_| step.follows.is_some_and(|source| !self.reports.contains_key(&source)));
-        let (runner, context) = (self.runner.clone(), self.context.clone());
-        let said = Said::new(followers);
+        // Where the other one has ended already, its text is taken from its report.
+        let runs = |source: &usize| !self.reports.contains_key(source);
+        let feed = step.follows.filter(runs).and_then(|source| self.feeds.get(&source).cloned());
+        let (runner, context, said) = (self.runner.clone(), self.context.clone(), Said::new());
+        self.feeds.insert(place, said.feed());
         self.running.push(async move { (place, runner.step(place, &context, feed, said).await) }.boxed());
     }
 

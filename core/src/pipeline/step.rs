@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use minijinja::value::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::compile::{Action, Pipeline, Step, Template};
@@ -33,22 +33,24 @@ pub(super) struct Runner {
     pub(super) started: Instant,
 }
 
-/// What a step hears of another one's text while that is being written.
-#[derive(Clone, Debug)]
-pub(super) enum Heard {
-    Text(String),
-    /// All of it so far is void, because of this failure: it begins again.
-    Void(String),
-    End,
+/// What a step has said so far, for those who take its text as it comes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Spoken {
+    /// What was said in earlier attempts is void, because of this failure.
+    attempt: u32,
+    failure: Option<String>,
+    text: String,
+    /// Whether that is all.
+    ended: bool,
 }
 
-/// Another step's text as it comes. Its end without [`Heard::End`] is that of the whole run.
-pub(super) type Feed = mpsc::UnboundedReceiver<Heard>;
+/// Another step's text as it comes. It never holds that step up, which may be what this one waits for: a step that waits for
+/// room may wait for the other one's model to be idle. Its end without [`Spoken::ended`] is that of the whole run.
+pub(super) type Feed = watch::Receiver<Spoken>;
 
-/// What a step has said: to those who take it as it comes, and for its report.
+/// What a step has said, and when.
 pub(super) struct Said {
-    followers: Vec<mpsc::UnboundedSender<Heard>>,
-    text: String,
+    spoken: watch::Sender<Spoken>,
     first: Option<Instant>,
     /// When the step's model was first asked, of which the reader was told.
     announced: Option<Instant>,
@@ -56,15 +58,36 @@ pub(super) struct Said {
 }
 
 impl Said {
-    pub(super) fn new(followers: Vec<mpsc::UnboundedSender<Heard>>) -> Self {
-        Self { followers, text: String::new(), first: None, announced: None, attempt: 1 }
+    pub(super) fn new() -> Self {
+        Self { spoken: watch::Sender::default(), first: None, announced: None, attempt: 1 }
     }
 
-    fn tell(&self, heard: &Heard) {
-        for follower in &self.followers {
-            // One that is gone has failed, which ends the run.
-            let _heard = follower.send(heard.clone());
-        }
+    /// Where others take its text.
+    pub(super) fn feed(&self) -> Feed {
+        self.spoken.subscribe()
+    }
+
+    fn push(&mut self, text: &str) {
+        self.first.get_or_insert_with(Instant::now);
+        self.spoken.send_modify(|spoken| spoken.text.push_str(text));
+    }
+
+    /// What was said is void: something else is said.
+    fn begin_again(&self, failure: &str, text: &str) {
+        self.spoken.send_modify(|spoken| {
+            spoken.attempt += 1;
+            spoken.failure = Some(failure.to_owned());
+            text.clone_into(&mut spoken.text);
+        });
+    }
+
+    fn is_silent(&self) -> bool {
+        self.spoken.borrow().text.is_empty()
+    }
+
+    fn end(&self) -> String {
+        self.spoken.send_modify(|spoken| spoken.ended = true);
+        self.spoken.borrow().text.clone()
     }
 }
 
@@ -120,7 +143,7 @@ impl Runner {
         let wanted = step.when.as_ref().map(|when| self.pipeline.render(when, context)).transpose();
         if wanted.map_err(|error| self.failed(step, error))?.is_some_and(|rendered| rendered.is_empty()) {
             report.skipped = true;
-            said.tell(&Heard::End);
+            said.end();
             return Ok(report);
         }
         match (self.attempts(step, context, &mut feed, &mut said).await, &step.fallback) {
@@ -133,17 +156,12 @@ impl Runner {
                 tracing::warn!(pipeline = %self.pipeline.name, step = %step.id, %error, "the step's fallback stands in");
                 let text =
                     self.pipeline.render(fallback, context).map_err(|error| self.failed(step, error))?;
-                if !said.text.is_empty() {
-                    said.tell(&Heard::Void(error.to_string()));
-                }
-                said.tell(&Heard::Text(text.clone()));
-                said.text = text;
+                said.begin_again(&error.to_string(), &text);
                 report.error = Some(error.to_string());
             }
             (Err(error), None) => return Err(self.failed(step, error)),
         }
-        said.tell(&Heard::End);
-        report.text = said.text;
+        report.text = said.end();
         report.attempts = said.attempt;
         report.first_text_ms = said.first.map(|first| self.milliseconds(first));
         // One that follows another waits for its first sentence.
@@ -169,12 +187,10 @@ impl Runner {
         feed: &mut Option<Feed>,
         said: &mut Said,
     ) -> Result<Outcome, Error> {
-        // Another step's text does not come twice: what was heard of it is kept for another attempt.
-        let mut heard = Vec::new();
         // The time of a step that follows another one is that of each of its requests: the other one's is not its own.
         let limit = step.timeout.filter(|_| feed.is_none());
         loop {
-            let act = self.act(step, context, feed.as_mut().map(|feed| (feed, &mut heard)), said);
+            let act = self.act(step, context, feed.as_mut(), said);
             let error = match within(limit, act).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) if said.attempt <= step.retry && error.may_pass() => error,
@@ -187,9 +203,8 @@ impl Runner {
     /// What a step has said is void: it begins again.
     async fn begin_again(&self, step: &Step, said: &mut Said, error: &str) {
         said.attempt += 1;
-        said.text.clear();
         said.first = None;
-        said.tell(&Heard::Void(error.to_owned()));
+        said.begin_again(error, "");
         let (step, attempt, error) = (step.id.clone(), said.attempt, error.to_owned());
         self.tell(PipelineEvent::StepRetried { step, attempt, error }).await;
     }
@@ -198,7 +213,7 @@ impl Runner {
         &self,
         step: &Step,
         context: &BTreeMap<String, Value>,
-        feed: Option<(&mut Feed, &mut Vec<Heard>)>,
+        feed: Option<&mut Feed>,
         said: &mut Said,
     ) -> Result<Outcome, Error> {
         let render = |template: &Template| self.pipeline.render(template, context);
@@ -234,7 +249,7 @@ impl Runner {
                 let tone = self.tone(render(tone)?.trim(), sampling)?;
                 let model = named(&render(model)?)?;
                 match feed {
-                    Some((feed, heard)) => self.follow(step, (&model, &tone), feed, heard, said).await,
+                    Some(feed) => self.follow(step, (&model, &tone), feed, said).await,
                     None => self.ask(&step.id, &model, tone.request(&render(text)?), said).await,
                 }
             }
@@ -295,39 +310,25 @@ impl Runner {
         step: &Step,
         (model, tone): (&ModelName, &Tone),
         feed: &mut Feed,
-        heard: &mut Vec<Heard>,
         said: &mut Said,
     ) -> Result<Outcome, Error> {
-        let mut again = heard.clone().into_iter();
         let (mut sentences, mut unsaid, mut pause) = (Sentences::default(), String::new(), String::new());
-        let mut whole: Option<Answer> = None;
+        let (mut attempt, mut taken, mut whole) = (feed.borrow().attempt, 0, None::<Answer>);
         loop {
-            let next = match again.next() {
-                Some(next) => next,
-                None => {
-                    let next = feed.recv().await.ok_or(Error::ShuttingDown)?;
-                    heard.push(next.clone());
-                    next
+            let Spoken { attempt: now, failure, text, ended: is_end } = feed.borrow_and_update().clone();
+            if attempt != now {
+                if !said.is_silent() {
+                    self.begin_again(step, said, failure.as_deref().unwrap_or_default()).await;
                 }
-            };
-            let (complete, is_end) = match next {
-                Heard::Text(text) => (sentences.push(&text), false),
-                Heard::End => (std::mem::take(&mut sentences).finish().into_iter().collect(), true),
-                Heard::Void(error) => {
-                    if !said.text.is_empty() {
-                        self.begin_again(step, said, &error).await;
-                    }
-                    heard.clear();
-                    (sentences, unsaid, pause) = (Sentences::default(), String::new(), String::new());
-                    whole = None;
-                    continue;
-                }
-            };
-            unsaid.push_str(&complete.concat());
-            if tone.whole && !is_end {
-                continue;
+                (sentences, unsaid, pause) = (Sentences::default(), String::new(), String::new());
+                (attempt, taken, whole) = (now, 0, None);
             }
-            let text = std::mem::take(&mut unsaid);
+            unsaid.push_str(&sentences.push(&text[taken..]).concat());
+            taken = text.len();
+            if is_end {
+                unsaid.extend(std::mem::take(&mut sentences).finish());
+            }
+            let text = if tone.whole && !is_end { String::new() } else { std::mem::take(&mut unsaid) };
             if !text.trim().is_empty() {
                 let said_again = self.say_again(step, (model, tone), &text, &mut pause, said);
                 let answer = within(step.timeout, said_again).await?;
@@ -339,6 +340,7 @@ impl Runner {
             if is_end {
                 return Ok(Outcome { model: Some(model.clone()), answer: whole, routing: None });
             }
+            feed.changed().await.map_err(|_| Error::ShuttingDown)?;
         }
     }
 
@@ -402,9 +404,7 @@ impl Runner {
     }
 
     async fn say(&self, step: &StepId, text: String, said: &mut Said) {
-        said.first.get_or_insert_with(Instant::now);
-        said.text.push_str(&text);
-        said.tell(&Heard::Text(text.clone()));
+        said.push(&text);
         self.tell(PipelineEvent::StepText { step: step.clone(), text }).await;
     }
 

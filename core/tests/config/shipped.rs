@@ -12,7 +12,7 @@ fn the_shipped_configuration_has_no_problems_and_no_warnings() {
     assert_eq!(resolved.warnings, []);
     assert_eq!(resolved.config.models.len(), 4);
     assert!(resolved.config.router.is_some());
-    assert_eq!(resolved.config.pipelines.len(), 2);
+    assert_eq!(resolved.config.pipelines.len(), 5);
     let text = fs::read_to_string(&path).unwrap();
     assert_eq!(text.lines().next(), Some("# yaml-language-server: $schema=sarai.schema.json"));
 }
@@ -20,13 +20,15 @@ fn the_shipped_configuration_has_no_problems_and_no_warnings() {
 /// Unknown keys are found by the schema, so this holds for every example in one go: a misspelt one is refused.
 #[test]
 fn the_commented_lines_of_the_shipped_configuration_hold_too() {
-    let text = fs::read_to_string(repository("config/sarai.yaml")).unwrap();
+    let path = repository("config/sarai.yaml");
+    let parse = |text: &str| config::parse(text, Some(&path), &Env::default(), &Overrides::default());
+    let text = fs::read_to_string(&path).unwrap();
     let metrics = text.replace("# metrics: ", "metrics: ");
     assert_ne!(text, metrics);
-    let resolved = config::parse(&metrics, None, &Env::default(), &Overrides::default()).unwrap();
+    let resolved = parse(&metrics).unwrap();
     assert!(resolved.config.metrics.is_some());
     let misspelt = text.replace("max_concurrent_llms", "max_concurent_llms");
-    assert!(config::parse(&misspelt, None, &Env::default(), &Overrides::default()).is_err());
+    assert!(parse(&misspelt).is_err());
 }
 
 #[test]

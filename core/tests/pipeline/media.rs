@@ -30,9 +30,9 @@ async fn run(pipelines: &str, input: Input, models: &FakeModels) -> Result<Pipel
     let pipeline = Arc::new(Pipeline::compile(name, &pipeline, &config.tones).unwrap());
     let mut run = pipeline.run(&input, Arc::new(models.clone()), None, CallOptions::default());
     loop {
-        match run.next().await.expect("a run ends with Done or an error")? {
-            PipelineEvent::Done(report) => return Ok(report),
-            _ => {}
+        let event = run.next().await.expect("a run ends with Done or an error")?;
+        if let PipelineEvent::Done(report) = event {
+            return Ok(report);
         }
     }
 }
