@@ -7,6 +7,7 @@ mod media;
 mod route;
 mod run;
 mod streaming;
+mod utterances;
 
 use std::path::Path;
 use std::sync::Arc;
