@@ -3,6 +3,8 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod checks;
+mod pipelines;
 mod rows;
 mod site;
 mod watch;
@@ -53,6 +55,15 @@ enum Row {
     },
     /// One model on a host and two from files at the same time
     Together,
+    /// Pipelines on small models with a host that fails, runs that are dropped, and a budget that changes
+    Pipelines {
+        /// How many
+        #[arg(long, value_name = "N", default_value_t = 2_000)]
+        runs: usize,
+        /// The same runs for the same seed
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+    },
     /// Three loaded models and nothing to do: what does watching the machine cost?
     Idle {
         /// How long
@@ -71,6 +82,7 @@ async fn main() -> Result<()> {
         Row::Five => rows::five(&place).await?,
         Row::Switches { switches } => rows::switches(&place, switches).await?,
         Row::Together => rows::together(&place).await?,
+        Row::Pipelines { runs, seed } => pipelines::pipelines(runs, seed).await?,
         Row::Idle { minutes } => rows::idle(&place, Duration::from_secs(minutes * 60)).await?,
     };
     match failed.as_slice() {

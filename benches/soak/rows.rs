@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use sarai::{Error, PoolEvent};
-use sarai_core::scheduler::{Cause, Phase};
+use sarai::Error;
 use sarai_core::units::Bytes;
 use sarai_support::gguf::Shape;
 use sarai_support::host::Host;
@@ -15,6 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinHandle;
 
 use crate::Result;
+use crate::checks::{Checks, Tally, tally};
 use crate::site::{Place, Site};
 use crate::watch::{Watch, computed, resident};
 
@@ -30,55 +30,6 @@ fn model(place: &Place, shape: Shape, copy: usize, more: Value) -> Result<Value>
         model.extend(more);
     }
     Ok(model)
-}
-
-/// What the pool did, as its events tell.
-#[derive(Debug, Default)]
-struct Tally {
-    loads: usize,
-    evictions: usize,
-    shortened: usize,
-    lengthened: usize,
-    /// The most that the ledger held beyond the budget.
-    over: Bytes,
-    used: Bytes,
-}
-
-/// Counts what the pool does until the pool is gone.
-fn tally(site: &Site) -> JoinHandle<Tally> {
-    let mut events = site.sarai.pool().events();
-    tokio::spawn(async move {
-        let mut tally = Tally::default();
-        while let Some(event) = events.next().await {
-            let PoolEvent::Slot(change) = event else { continue };
-            let is = |from, to| change.from == from && change.to == to;
-            tally.loads += usize::from(is(Phase::Loading, Phase::Ready));
-            tally.evictions +=
-                usize::from(is(Phase::Ready, Phase::Unloading) && change.cause == Cause::Evicted);
-            let resized = is(Phase::Ready, Phase::Resizing);
-            tally.shortened += usize::from(resized && change.cause == Cause::Shortened);
-            tally.lengthened += usize::from(resized && change.cause == Cause::Lengthened);
-            tally.over = tally.over.max(change.used.saturating_sub(change.budget));
-            tally.used = tally.used.max(change.used);
-        }
-        tally
-    })
-}
-
-/// Checks what has to hold, and says what was seen.
-struct Checks(Vec<String>);
-
-impl Checks {
-    fn new() -> Self {
-        Self(Vec::new())
-    }
-
-    fn check(&mut self, holds: bool, what: String) {
-        println!("{} {what}", if holds { "ok  " } else { "FAIL" });
-        if !holds {
-            self.0.push(what);
-        }
-    }
 }
 
 /// Ends the pool and checks what holds for every row.
@@ -132,7 +83,7 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
         let plan = site.sarai.pool().plan(&[name]).await?;
         can_fit.insert(name, plan.iter().any(|place| place.refuse.is_none()));
     }
-    let (tally, watch) = (tally(&site), Watch::start());
+    let (tally, watch) = (tally(&site.sarai), Watch::start());
     let mut random = fastrand::Rng::with_seed(seed);
     let mut running: FuturesUnordered<JoinHandle<(&str, Result<()>)>> = FuturesUnordered::new();
     let (mut requests, mut refused, mut lost) = (0, Refused::default(), Vec::new());
@@ -191,7 +142,7 @@ pub(crate) async fn random(place: &Place, actions: usize, seed: u64) -> Result<V
             lost.first().map(|e| format!(", {e}")).unwrap_or_default()
         ),
     );
-    Ok(checks.0)
+    Ok(checks.failed())
 }
 
 /// What the pool rightly did not do.
@@ -211,7 +162,7 @@ pub(crate) async fn five(place: &Place) -> Result<Vec<String>> {
     }
     let before = resident()?;
     let site = place.start(models).await?;
-    let (tally, watch) = (tally(&site), Watch::start());
+    let (tally, watch) = (tally(&site.sarai), Watch::start());
     for (seed, name) in (0..).zip(names) {
         let began = Instant::now();
         let answer = site.ask(name, 16, seed).await?;
@@ -222,7 +173,7 @@ pub(crate) async fn five(place: &Place) -> Result<Vec<String>> {
             resident()?
         );
     }
-    Ok(end(site, tally, watch, before).await?.0)
+    Ok(end(site, tally, watch, before).await?.failed())
 }
 
 pub(crate) async fn switches(place: &Place, switches: usize) -> Result<Vec<String>> {
@@ -233,7 +184,7 @@ pub(crate) async fn switches(place: &Place, switches: usize) -> Result<Vec<Strin
     }
     let before = resident()?;
     let site = place.start(models).await?;
-    let (tally, watch) = (tally(&site), Watch::start());
+    let (tally, watch) = (tally(&site.sarai), Watch::start());
     let mut first = None;
     let mut last = Bytes::ZERO;
     let mut times = Vec::new();
@@ -257,7 +208,7 @@ pub(crate) async fn switches(place: &Place, switches: usize) -> Result<Vec<Strin
         format!("{last} resident after {switches} switches, {first} after the first: {ratio:.3}"),
     );
     println!("a switch with its answer took {:.2} s (median)", times[times.len() / 2].as_secs_f64());
-    Ok(checks.0)
+    Ok(checks.failed())
 }
 
 pub(crate) async fn together(place: &Place) -> Result<Vec<String>> {
@@ -268,7 +219,7 @@ pub(crate) async fn together(place: &Place) -> Result<Vec<String>> {
     models.insert("omni".to_owned(), model(place, Shape::Omni7b, 0, json!({}))?);
     let before = resident()?;
     let site = place.start_with_host(models, &host.url()).await?;
-    let (tally, watch) = (tally(&site), Watch::start());
+    let (tally, watch) = (tally(&site.sarai), Watch::start());
     let (solar, lfm2, omni) =
         tokio::join!(site.ask("solar", 16, 1), site.ask("lfm2", 64, 2), site.ask("omni", 32, 3));
     for (name, answer) in [("solar", solar?), ("lfm2", lfm2?), ("omni", omni?)] {
@@ -281,7 +232,7 @@ pub(crate) async fn together(place: &Place) -> Result<Vec<String>> {
     let usage = site.sarai.pool().memory_usage().await?;
     let mut checks = end(site, tally, watch, before).await?;
     checks.check(usage.llms == 3, format!("{} LLMs are there at once", usage.llms));
-    Ok(checks.0)
+    Ok(checks.failed())
 }
 
 pub(crate) async fn idle(place: &Place, time: Duration) -> Result<Vec<String>> {
@@ -315,5 +266,5 @@ pub(crate) async fn idle(place: &Place, time: Duration) -> Result<Vec<String>> {
     let grown = after.saturating_sub(before);
     checks.check(grown < Bytes(3_000_000), format!("{grown} more resident than before ({before})"));
     site.sarai.pool().shutdown(Duration::from_secs(60)).await;
-    Ok(checks.0)
+    Ok(checks.failed())
 }

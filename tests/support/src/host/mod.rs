@@ -113,6 +113,11 @@ impl Host {
         lock(&self.state.requests).clone()
     }
 
+    /// Forgets them, for a host that runs for long.
+    pub fn forget_requests(&self) {
+        lock(&self.state.requests).clear();
+    }
+
     /// The models it holds in memory.
     #[must_use]
     pub fn loaded(&self) -> Vec<String> {
