@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 #![expect(clippy::print_stderr, reason = "a transcript is what a person runs this for")]
 
+mod router;
+
 use std::sync::Arc;
 use std::time::Duration;
 
