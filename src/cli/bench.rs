@@ -27,8 +27,11 @@ use super::session::{Session, find, read};
 
 /// What is shown to models that see, where no image is named.
 const PICTURE: &[u8] = include_bytes!("../../config/demo/picture.png");
-/// How often memory is looked at while the models work.
+/// How often memory is looked at while the models work, at most.
 const LOOKS: Duration = Duration::from_millis(50);
+/// How many times as long as a look took nothing is looked at: the kernel walks the page tables of all that is loaded, and what
+/// is to be measured should have the CPU for itself.
+const REST: u32 = 100;
 /// The width of the full-size Omni's embeddings, and of the tiny models'.
 const WIDTHS: (u32, u32) = (3584, 192);
 
@@ -252,13 +255,15 @@ impl Watch {
         let memory = {
             let (pool, peak) = (pool.clone(), Arc::clone(&peak));
             tokio::spawn(async move {
-                let mut looks = tokio::time::interval(LOOKS);
                 loop {
-                    looks.tick().await;
+                    let began = Instant::now();
                     let Ok(usage) = pool.memory_usage().await else { return };
+                    let took = began.elapsed();
                     let held =
                         usage.models.iter().filter_map(|model| model.measured_bytes).map(|bytes| bytes.0);
                     peak.fetch_max(held.sum(), Ordering::Relaxed);
+                    tracing::debug!(?took, "memory looked at");
+                    tokio::time::sleep((took * REST).max(LOOKS)).await;
                 }
             })
         };

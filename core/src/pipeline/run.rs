@@ -121,7 +121,8 @@ struct Run {
     made_ready: BTreeSet<ModelName>,
     reports: BTreeMap<usize, StepReport>,
     unread: mpsc::Receiver<PipelineEvent>,
-    ready: VecDeque<PipelineEvent>,
+    /// What the reader gets next; an error is the last of it.
+    ready: VecDeque<Result<PipelineEvent, Error>>,
     ended: bool,
 }
 
@@ -129,14 +130,14 @@ impl Run {
     async fn next(&mut self) -> Option<Result<PipelineEvent, Error>> {
         if !self.begun {
             self.begun = true;
-            if let Err(error) = self.runner.clone().can_go().await {
-                self.ended = true;
-                return Some(Err(error));
+            match self.runner.clone().can_go().await {
+                Ok(()) => self.end_if_done(),
+                Err(error) => self.end(Err(error)),
             }
         }
         loop {
             if let Some(event) = self.ready.pop_front() {
-                return Some(Ok(event));
+                return Some(event);
             }
             if self.ended {
                 return None;
@@ -148,13 +149,16 @@ impl Run {
                     self.make_ready(&event);
                     return Some(Ok(event));
                 }
-                Some((place, result)) = self.running.next() => match result {
-                    Ok(report) => self.on_ended(place, report),
-                    Err(error) => {
-                        self.ended = true;
-                        return Some(Err(error));
+                Some((place, result)) = self.running.next() => {
+                    // What the steps said last may still be on its way to the reader.
+                    while let Ok(event) = self.unread.try_recv() {
+                        self.ready.push_back(Ok(event));
                     }
-                },
+                    match result {
+                        Ok(report) => self.on_ended(place, report),
+                        Err(error) => self.end(Err(error)),
+                    }
+                }
                 Some(()) = self.ahead.next() => {}
             }
         }
@@ -212,17 +216,21 @@ impl Run {
     }
 
     fn on_ended(&mut self, place: usize, report: StepReport) {
-        // What the step said last may still be on its way to the reader.
-        while let Ok(event) = self.unread.try_recv() {
-            self.ready.push_back(event);
-        }
         self.context.insert(report.id.to_string(), as_value(&report));
-        self.ready.push_back(PipelineEvent::StepDone(Box::new(report.clone())));
+        self.ready.push_back(Ok(PipelineEvent::StepDone(Box::new(report.clone()))));
         self.reports.insert(place, report);
+        self.end_if_done();
+    }
+
+    fn end_if_done(&mut self) {
         if self.reports.len() == self.runner.pipeline.steps.len() {
-            self.ended = true;
-            self.ready.push_back(PipelineEvent::Done(self.report()));
+            self.end(Ok(PipelineEvent::Done(self.report())));
         }
+    }
+
+    fn end(&mut self, last: Result<PipelineEvent, Error>) {
+        self.ended = true;
+        self.ready.push_back(last);
     }
 
     fn report(&self) -> PipelineReport {

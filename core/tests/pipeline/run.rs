@@ -4,9 +4,11 @@ use std::time::Duration;
 use futures::StreamExt;
 use sarai_core::Error;
 use sarai_core::answer::CallOptions;
-use sarai_core::pipeline::{Input, PipelineEvent, PipelineReport, PipelineStream};
+use sarai_core::config::PipelineConfig;
+use sarai_core::pipeline::{Input, Pipeline, PipelineEvent, PipelineReport, PipelineStream};
 use sarai_core::router::Router;
 use sarai_core::testing::{FakeModels, Script};
+use sarai_core::tone::Tones;
 use tokio::time::Instant;
 
 use super::{config, pipeline};
@@ -110,6 +112,24 @@ async fn a_step_that_fails_ends_the_run_and_is_named() {
         error.to_string().starts_with("pipeline p, step tone: model b (gguf_native:b.gguf): scripted"),
         "{error}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_step_said_before_it_failed_reaches_the_reader() {
+    let cut = Script::Flaky { failures: 1, after: "half an".to_owned(), says: "answer".to_owned() };
+    let models = FakeModels::default().with("a", cut);
+    let (seen, end) = events(start("- {id: x, model: a, prompt: hi}", "", &models)).await;
+    assert_eq!(seen, ["x starts", "x: half ", "x: an"]);
+    assert!(matches!(end, Err(Error::Step { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_without_steps_ends_at_once() {
+    let none = PipelineConfig { steps: Vec::new(), ..config("- {id: x, model: a, prompt: hi}").0 };
+    let none = Arc::new(Pipeline::compile("p".parse().unwrap(), &none, &Tones::default()).unwrap());
+    let run = none.run(&Input::text(""), Arc::new(FakeModels::default()), None, CallOptions::default());
+    let (seen, report) = events(run).await;
+    assert!(seen.is_empty() && report.unwrap().steps.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
