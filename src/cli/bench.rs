@@ -12,8 +12,8 @@ use futures::StreamExt;
 use sarai::core::config::{Class, Config, Place};
 use sarai::core::scheduler::Phase;
 use sarai::{
-    Answer, AnswerEvent, Bytes, CallOptions, GenerateRequest, Image, Message, ModelPool, ModelRole,
-    PoolEvent, Sampling,
+    Answer, AnswerEvent, Bytes, CallOptions, GenerateRequest, Image, MemoryUsage, Message, ModelPool,
+    ModelRole, PoolEvent, Sampling,
 };
 use sarai_support::gguf::{Kind, Model, Projector, Shape};
 use serde::Serialize;
@@ -165,7 +165,8 @@ async fn measure(
     }
     let usage = pool.memory_usage().await?;
     let (peak, evictions) = watch.end();
-    let held = |model: &str| {
+    let peak = peak.max(held(&usage));
+    let own_bytes = |model: &str| {
         let own = usage.models.iter().filter(|held| held.model.as_str() == model && held.state == "ready");
         own.filter_map(|held| held.measured_bytes).reduce(|a, b| a + b)
     };
@@ -182,7 +183,7 @@ async fn measure(
                 saw_image: one.image.is_some(),
                 alone: own(&alone),
                 at_once: own(&together),
-                measured_bytes: held(&one.model),
+                measured_bytes: own_bytes(&one.model),
             }
         })
         .collect();
@@ -242,6 +243,11 @@ async fn ask(pool: &ModelPool, asked: &Asked, words: &str) -> Result<Took, Failu
     }
 }
 
+/// What was measured of all models together.
+fn held(usage: &MemoryUsage) -> Bytes {
+    usage.models.iter().filter_map(|model| model.measured_bytes).sum()
+}
+
 /// Looks at memory and at evictions while the models work.
 struct Watch {
     peak: Arc<AtomicU64>,
@@ -259,9 +265,7 @@ impl Watch {
                     let began = Instant::now();
                     let Ok(usage) = pool.memory_usage().await else { return };
                     let took = began.elapsed();
-                    let held =
-                        usage.models.iter().filter_map(|model| model.measured_bytes).map(|bytes| bytes.0);
-                    peak.fetch_max(held.sum(), Ordering::Relaxed);
+                    peak.fetch_max(held(&usage).0, Ordering::Relaxed);
                     tracing::debug!(?took, "memory looked at");
                     tokio::time::sleep((took * REST).max(LOOKS)).await;
                 }

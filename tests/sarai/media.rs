@@ -1,5 +1,10 @@
 //! Hearing, seeing and changing the tone from the command line; several models at once.
 
+use std::time::Duration;
+
+use futures::StreamExt;
+use sarai::core::config::{self, Env, Overrides};
+use sarai::{Audio, CallOptions, Input, PipelineEvent, Sarai};
 use serde_json::{Value, json};
 
 use super::{Site, is_file, nobody};
@@ -47,6 +52,58 @@ fn the_vision_pipeline_sees_and_the_soft_one_opens_at_once() {
     assert_eq!((code, steps(&report).len()), (0, 3));
     let started = |step: usize| report["steps"][step]["started_ms"].as_u64().unwrap();
     assert!(started(0) < 100 && started(1) < 100, "both begin at once: {report}");
+}
+
+#[test]
+fn the_examples_hear_see_soften_and_answer() {
+    let site = site();
+    let folder = assert_cmd::cargo::cargo_bin!("sarai").parent().unwrap().join("examples");
+    for (example, arguments, said) in [
+        ("voice", &["question.wav"][..], &["[stt took ", "[expert took ", "[tone took "][..]),
+        ("vision", &["picture.png", "What is it?"], &["omni sees: ", "solar says: "]),
+        ("soft_hard", &["Why does it fail?"], &[" ms)"]),
+        ("tone", &["It failed."], &["brief: ", "empathetic: ", "formal: ", "friendly: "]),
+    ] {
+        let program = folder.join(example).with_extension(std::env::consts::EXE_EXTENSION);
+        assert!(
+            program.exists(),
+            "{} is missing: `cargo build --release --examples` makes it",
+            program.display()
+        );
+        let mut command = std::process::Command::new(program);
+        command
+            .current_dir(site.path(""))
+            .env_clear()
+            .env("HOME", site.path(""))
+            .env("OLLAMA_BASE_URL", nobody());
+        let output = command.arg("config/demo.yaml").args(arguments).output().unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.iter().all(|said| stdout.contains(said)), "{example}: {stdout}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_dropped_in_its_middle_leaves_no_slot_busy() {
+    let site = site();
+    let path = site.path("config/demo.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let env = Env::new([("OLLAMA_BASE_URL".to_owned(), nobody())].into(), [].into());
+    let config = config::parse(&text, Some(&path), &env, &Overrides::default()).unwrap().config;
+    let sarai = Sarai::start(&config).unwrap();
+    let input = Input::default().with_audio(Audio::new(WAV).unwrap());
+    for until in ["stt", "expert", "tone"] {
+        let mut run = sarai.run("voice", &input, CallOptions::default()).unwrap();
+        while !matches!(
+            run.next().await.expect("each step says something").unwrap(),
+            PipelineEvent::StepText { step, .. } if step.as_str() == until
+        ) {}
+        drop(run);
+        let status = sarai.pool().status().await.unwrap();
+        let busy: usize = status.slots.iter().map(|slot| slot.leases + slot.waiting).sum();
+        assert_eq!((busy, status.waiting), (0, 0), "{until}: {status:?}");
+    }
+    sarai.shutdown(Duration::from_secs(10)).await;
 }
 
 #[test]
