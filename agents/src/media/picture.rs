@@ -28,6 +28,10 @@ pub(crate) struct Picture {
 
 /// Reads an image file: turned as its camera says, on white where it is transparent.
 pub(crate) fn decode(image: &Image) -> Result<Picture, Error> {
+    super::guarded(|reason| Error::BadImage { reason }, || decode_file(image))
+}
+
+fn decode_file(image: &Image) -> Result<Picture, Error> {
     let bad = |error: image::ImageError| Error::BadImage { reason: error.to_string() };
     let mut reader = ImageReader::new(Cursor::new(image.bytes()))
         .with_guessed_format()

@@ -30,6 +30,10 @@ pub(crate) struct Sound {
 
 /// Reads an audio file: several channels are mixed, and another rate is changed to `rate`.
 pub(crate) fn decode(audio: &Audio, rate: u32) -> Result<Sound, Error> {
+    super::guarded(|reason| Error::BadAudio { reason }, || decode_file(audio, rate))
+}
+
+fn decode_file(audio: &Audio, rate: u32) -> Result<Sound, Error> {
     let bad = |reason: Reported| Error::BadAudio { reason: reason.to_string() };
     let stream = MediaSourceStream::new(Box::new(Cursor::new(audio.bytes())), Default::default());
     let mut hint = Hint::new();
@@ -227,6 +231,15 @@ mod tests {
         // 8 bits at 1 kHz: 10.8 MB.
         let long = wav(1000, 1, 8, SampleFormat::Int, 3.0 * 3600.0);
         assert!(matches!(decode(&long, 16_000), Err(Error::AudioTooLong { .. })));
+    }
+
+    #[test]
+    fn a_file_that_its_decoder_panics_at_is_a_bad_file() {
+        // 0x8001 channels of two bytes are more than the decoder's 16 bits hold.
+        let mut bytes = wav(16_000, 1, 16, SampleFormat::Int, 0.125).bytes().to_vec();
+        bytes[23] = 0x80;
+        let error = decode(&Audio::new(bytes).unwrap(), 16_000).unwrap_err();
+        assert!(matches!(&error, Error::BadAudio { reason } if reason.contains("overflow")), "{error}");
     }
 
     proptest! {
