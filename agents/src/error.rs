@@ -365,7 +365,8 @@ impl Error {
             Self::Status { status: 400, message, .. } if is_overflow(message) => FailureKind::ContextOverflow,
             Self::Status { status, .. } => match status {
                 401 | 403 => FailureKind::Denied,
-                404 => FailureKind::ModelMissing,
+                // Also where the host does not have the path: to the rest of the chain it is the same.
+                404 | 405 | 501 => FailureKind::ModelMissing,
                 408 => FailureKind::Timeout,
                 429 | 503 => FailureKind::Busy,
                 400..=499 => FailureKind::Refused,

@@ -92,6 +92,12 @@ impl Audio {
     }
 }
 
+impl AsRef<[u8]> for Audio {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 impl fmt::Debug for Audio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Audio({}, {} bytes)", self.media_type(), self.bytes.len())

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt;
 use reqwest::multipart::{Form, Part};
 use sarai_core::backend::ServedBy;
@@ -19,6 +21,10 @@ use super::wire::{
 };
 use crate::Error;
 use crate::remote::{Deltas, HostApi, Http, Lines};
+
+const TRANSCRIPTIONS: &str = "v1/audio/transcriptions";
+/// The bytes of a second of speech, as they are at 128 kbit/s; a WAV file has twice as many.
+const SECOND_OF_SPEECH: usize = 16_000;
 
 /// A host that speaks OpenAI's API. One per host: it counts the requests.
 #[derive(Debug)]
@@ -107,13 +113,17 @@ impl HostApi for Client {
     }
 
     /// By `/v1/audio/transcriptions`, as OpenAI, speaches, vLLM and LocalAI have it; whisper.cpp's server, too, when it is
-    /// started with `--inference-path /v1/audio/transcriptions`. The text comes in one piece.
+    /// started with `--inference-path /v1/audio/transcriptions`. The text comes in one piece, when all the work is done: the
+    /// first token's deadline is later by the time that it takes to speak what is sent.
     async fn transcribe(&self, model: &str, request: &TranscribeRequest) -> Result<Deltas, Error> {
-        let deadlines = self.deadlines();
         let TranscribeRequest { audio, language, prompt, sampling } = request;
+        let spoken = Duration::from_secs((audio.bytes().len() / SECOND_OF_SPEECH) as u64);
+        let deadlines = self.deadlines().with_more_for_first(spoken);
         let form = || {
             let name = format!("audio.{}", audio.extension());
-            let file = || Part::bytes(audio.bytes().to_vec()).file_name(name.clone());
+            let bytes = Bytes::from_owner(audio.clone());
+            let length = bytes.len() as u64;
+            let file = || Part::stream_with_length(bytes.clone(), length).file_name(name.clone());
             // The media types are our own: none of them is malformed.
             let file = file().mime_str(audio.media_type()).unwrap_or_else(|_| file());
             let form = Form::new().part("file", file).text("model", model.to_owned());
@@ -124,7 +134,7 @@ impl HostApi for Client {
                 .filter_map(|(name, value)| Some((name, value.clone()?)))
                 .fold(form, |form, (name, value)| form.text(name, value))
         };
-        let response = self.http.post_form("v1/audio/transcriptions", form, &deadlines).await?;
+        let response = self.http.post_form(TRANSCRIPTIONS, form, &deadlines).await.map_err(not_there)?;
         let Transcript { text } = self.http.body(response, &deadlines).await?;
         self.answered.store(true, Ordering::Relaxed);
         let text = text.trim().to_owned();
@@ -192,5 +202,16 @@ impl HostApi for Client {
 
     fn how_to_get(&self, _model: &str) -> String {
         "set host_model: to one that the host has".to_owned()
+    }
+}
+
+/// A host that does not transcribe answers as one without the model does. Either way another one may have both.
+fn not_there(error: Error) -> Error {
+    match error {
+        Error::Status { host, status: status @ (404 | 405 | 501), message, retry_after } => {
+            let message = format!("{message}; it lacks the model, or /{TRANSCRIPTIONS}");
+            Error::Status { host, status, message, retry_after }
+        }
+        other => other,
     }
 }

@@ -114,7 +114,7 @@ impl Backend for RemoteBackend {
     }
 }
 
-/// The model as whoever holds a lease asks it: each request goes to the first choice among the hosts.
+/// The model as whoever holds a lease asks it: each request goes to the first choice among the hosts that have words for it.
 #[async_trait]
 impl Model for RemoteBackend {
     fn n_ctx(&self) -> Option<u32> {
@@ -126,20 +126,20 @@ impl Model for RemoteBackend {
     }
 
     async fn generate(&self, request: GenerateRequest) -> Result<TokenStream, Failure> {
-        let host = self.any(request.conversation()).await?;
+        let host = self.any(request.conversation(), request.capability()).await?;
         let tokens = host.model.generate(request).await?;
         // The host's place is free when the stream is dropped.
         Ok(tokens.inspect(move |_| _ = &host).boxed())
     }
 
     async fn transcribe(&self, request: TranscribeRequest) -> Result<TokenStream, Failure> {
-        let host = self.any(None).await?;
+        let host = self.any(None, Capability::Transcribe).await?;
         let tokens = host.model.transcribe(request).await?;
         Ok(tokens.inspect(move |_| _ = &host).boxed())
     }
 
     async fn embed(&self, texts: Vec<String>) -> Result<Embeddings, Failure> {
-        self.any(None).await?.model.embed(texts).await
+        self.any(None, Capability::Embed).await?.model.embed(texts).await
     }
 
     async fn unload(&self) -> Option<Freed> {
@@ -181,8 +181,16 @@ impl Hosts for RemoteBackend {
 }
 
 impl RemoteBackend {
-    async fn any(&self, conversation: Option<u64>) -> Result<Host, Failure> {
-        let asked = Asked { conversation, failed: &[], last_resort: true };
+    /// The first choice among the hosts whose protocol has words for what is wanted; where none has, the one that is chosen
+    /// says so.
+    async fn any(&self, conversation: Option<u64>, wanted: Capability) -> Result<Host, Failure> {
+        let seats = &self.place.seats;
+        let cannot = seats.iter().filter(|seat| !seat.api.capabilities().has(wanted));
+        let mut cannot: Vec<ServedBy> = cannot.map(|seat| seat.served_by()).collect();
+        if cannot.len() == seats.len() {
+            cannot.clear();
+        }
+        let asked = Asked { conversation, failed: &cannot, last_resort: true };
         let none = || Failure::new(FailureKind::Unreachable, "the model has no host");
         self.next(asked).await?.ok_or_else(none)
     }

@@ -24,6 +24,12 @@ impl Deadlines {
         Self::new(limit, limit, limit)
     }
 
+    /// The same with this much more time for the first token.
+    pub(crate) fn with_more_for_first(self, more: Duration) -> Self {
+        let (first, total) = self.limits;
+        Self { first: self.first + more, limits: (first + more, total), ..self }
+    }
+
     pub(crate) fn until_first(&self) -> Instant {
         self.first.min(self.total)
     }

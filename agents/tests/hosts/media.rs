@@ -14,7 +14,7 @@ use sarai_core::request::{Capability, Completion, GenerateRequest, Message, Samp
 use sarai_core::units::ApiKey;
 use sarai_support::host::{Behaviour, Host};
 
-use super::{ask, client, client_with, config, named, read};
+use super::{LONG, ask, client, client_with, config, hello, named, read};
 
 fn wav() -> Audio {
     Audio::new(b"RIFF\x24\0\0\0WAVEfmt and then samples".to_vec()).unwrap()
@@ -33,7 +33,7 @@ async fn transcribe(
 }
 
 #[tokio::test]
-async fn a_recording_is_sent_as_a_form_with_all_that_was_said_and_the_very_bytes() {
+async fn a_recording_is_sent_as_a_form_with_all_that_was_said() {
     let host = Host::start().await.unwrap();
     let key = Some(ApiKey::new("sk-secret".to_owned()));
     let client = client_with(HostKind::Openai, &HostConfig { api_key: key, ..config(&host.url()) });
@@ -57,8 +57,28 @@ async fn a_recording_is_sent_as_a_form_with_all_that_was_said_and_the_very_bytes
     ] {
         assert!(field(name, value), "{name}: {form}");
     }
-    assert!(form.contains("name=\"file\"; filename=\"audio.wav\"\r\nContent-Type: audio/wav"), "{form}");
-    assert!(form.contains(std::str::from_utf8(wav().bytes()).unwrap()));
+}
+
+#[tokio::test]
+async fn the_file_goes_byte_for_byte_with_the_name_and_type_of_its_format() {
+    for (head, extension, media_type) in [
+        (&b"RIFF\xff\xff\xff\xffWAVE"[..], "wav", "audio/wav"),
+        (&b"fLaC"[..], "flac", "audio/flac"),
+        (&b"\xff\xfb\x90\x00"[..], "mp3", "audio/mpeg"),
+        (&b"OggS"[..], "ogg", "audio/ogg"),
+    ] {
+        // Every byte there is: also those that are no text.
+        let every: Vec<u8> = (0..=u8::MAX).collect();
+        let bytes = [head, &every[..]].concat();
+        let host = Host::start().await.unwrap();
+        let request = TranscribeRequest::new(Audio::new(bytes.clone()).unwrap());
+        transcribe(client(HostKind::Openai, &host), request).await.1.unwrap();
+        let headers =
+            format!("name=\"file\"; filename=\"audio.{extension}\"\r\nContent-Type: {media_type}\r\n\r\n");
+        let part = [headers.as_bytes(), &bytes[..], &b"\r\n--"[..]].concat();
+        let sent = host.requests().pop().unwrap().bytes;
+        assert!(sent.windows(part.len()).any(|window| window == part.as_slice()), "{extension}");
+    }
 }
 
 #[tokio::test]
@@ -80,8 +100,11 @@ async fn every_way_to_fail_has_its_kind() {
         (Behaviour::Status(500, "{\"error\": \"x\"}".into()), FailureKind::HostError),
         (Behaviour::Status(413, "{\"error\": \"too large\"}".into()), FailureKind::Refused),
         (Behaviour::Status(404, "{\"error\": \"no such path\"}".into()), FailureKind::ModelMissing),
+        (Behaviour::Status(405, "{\"error\": \"no such method\"}".into()), FailureKind::ModelMissing),
         (Behaviour::RetryAfter(429, 7), FailureKind::Busy),
         (Behaviour::Html, FailureKind::Protocol),
+        (Behaviour::Status(200, "{\"text\": ".into()), FailureKind::Protocol),
+        (Behaviour::Status(200, "{}".into()), FailureKind::Protocol),
         (Behaviour::CutAfter(1), FailureKind::CutOff),
         (Behaviour::SlowFirstByte, FailureKind::Timeout),
         (Behaviour::StallAfter(0), FailureKind::Timeout),
@@ -101,6 +124,75 @@ async fn every_way_to_fail_has_its_kind() {
             assert!(host.connections_become(0, Duration::from_secs(5)).await, "{behaviour:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_transcribe_lets_another_one_answer_and_says_what_it_lacks() {
+    let host = Host::start().await.unwrap();
+    host.behave(Behaviour::Status(404, "{\"error\": \"File Not Found\"}".into()));
+    let (_, end) = transcribe(client(HostKind::Openai, &host), TranscribeRequest::new(wav())).await;
+    let failure = end.unwrap_err();
+    assert!(failure.kind.allows_fallback(), "{failure}");
+    let said = failure.to_string();
+    assert!(said.contains("File Not Found") && said.contains("/v1/audio/transcriptions"), "{said}");
+}
+
+#[tokio::test]
+async fn a_long_recording_has_longer_than_a_first_token() {
+    let host = Host::start().await.unwrap();
+    host.behave(Behaviour::SlowFirstByte);
+    let short = HostConfig {
+        first_token_timeout: Duration::from_millis(1),
+        load_timeout: Duration::ZERO,
+        ..config(&host.url())
+    };
+    let spoken = |seconds: usize| {
+        let bytes = [wav().bytes(), &vec![0; seconds * 16_000]].concat();
+        let request = TranscribeRequest::new(Audio::new(bytes).unwrap());
+        transcribe(client_with(HostKind::Openai, &short), request)
+    };
+    assert_eq!(spoken(0).await.1.unwrap_err().kind, FailureKind::Timeout);
+    let answer = tokio::spawn(spoken(60));
+    while host.requests().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    host.release();
+    answer.await.unwrap().1.unwrap();
+}
+
+#[tokio::test]
+async fn dropping_a_transcription_closes_its_connection() {
+    let host = Host::start().await.unwrap();
+    host.behave(Behaviour::SlowFirstByte);
+    let mut asking = Box::pin(transcribe(client(HostKind::Openai, &host), TranscribeRequest::new(wav())));
+    let got = async {
+        while host.requests().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _answered = &mut asking => panic!("nothing was said yet"),
+        () = got => {}
+    }
+    drop(asking);
+    assert!(host.connections_become(0, LONG).await);
+}
+
+#[tokio::test]
+async fn who_holds_the_model_asks_a_host_that_can() {
+    let (deaf, hears) = (Host::start().await.unwrap(), Host::start().await.unwrap());
+    let hosts = [
+        (named("deaf", HostKind::Ollama, &config(&deaf.url())), "omni".to_owned()),
+        (named("hears", HostKind::Openai, &config(&hears.url())), "omni".to_owned()),
+    ];
+    let backend = RemoteBackend::new(hosts, None, Capability::Generate);
+    let model = backend.load(LoadRequest::new(Estimate::default())).await.unwrap();
+    read(model.transcribe(TranscribeRequest::new(wav())).await.unwrap()).await.1.unwrap();
+    let chat = GenerateRequest::chat(vec![Message::user("?").with_audio(vec![wav()])]);
+    read(model.generate(chat).await.unwrap()).await.1.unwrap();
+    assert_eq!((deaf.requests().len(), hears.requests().len()), (0, 2));
+    read(model.generate(hello()).await.unwrap()).await.1.unwrap();
+    assert_eq!(deaf.requests().len(), 1, "what both can goes to the first");
 }
 
 #[tokio::test]
@@ -145,7 +237,9 @@ async fn an_ollama_does_not_hear_and_the_next_host_is_asked_without_it_counting_
         deaf.requests().is_empty() && backend.states().iter().all(|host| host.breaker == Breaker::Closed)
     );
     let chat = GenerateRequest::chat(vec![Message::user("?").with_audio(vec![wav()])]);
-    assert!(ask(&*client(HostKind::Ollama, &deaf), &chat).await.1.is_err());
+    let failure = ask(&*client(HostKind::Ollama, &deaf), &chat).await.1.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::ModelMissing, "the rest of the chain may answer");
+    assert!(failure.to_string().contains("cannot hear audio"), "{failure}");
     assert!(deaf.requests().is_empty(), "nothing is sent that it would leave out");
     let ollama =
         RemoteBackend::new([(client(HostKind::Ollama, &deaf), "m".to_owned())], None, Capability::Generate);

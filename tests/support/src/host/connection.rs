@@ -151,15 +151,15 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Re
             authorization = Some(value.trim().to_owned());
         }
     }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    let body = match serde_json::from_slice(&body) {
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await?;
+    let body = match serde_json::from_slice(&bytes) {
         Ok(json) => json,
-        Err(_) if body.is_empty() => Value::Null,
+        Err(_) if bytes.is_empty() => Value::Null,
         // A form.
-        Err(_) => Value::String(String::from_utf8_lossy(&body).into_owned()),
+        Err(_) => Value::String(String::from_utf8_lossy(&bytes).into_owned()),
     };
-    Ok(Some(Recorded { method, path, authorization, body }))
+    Ok(Some(Recorded { method, path, authorization, body, bytes }))
 }
 
 pub(super) async fn wait_for_end(stream: &mut BufReader<TcpStream>) -> io::Result<()> {

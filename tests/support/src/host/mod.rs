@@ -33,6 +33,8 @@ pub struct Recorded {
     pub authorization: Option<String>,
     /// The body; null if there was none. One that is no JSON is text, with U+FFFD for what is none.
     pub body: Value,
+    /// The body as it came.
+    pub bytes: Vec<u8>,
 }
 
 /// The running host. It ends when this is dropped.
