@@ -73,6 +73,9 @@ pub struct StepReport {
 pub struct RouteReport {
     /// The label that won.
     pub label: Option<String>,
+    /// The router's rule that held, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
     /// All labels, highest score first.
     pub scores: Vec<LabelScore>,
     /// Why this model.

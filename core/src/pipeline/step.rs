@@ -16,7 +16,7 @@ use super::sentences::Sentences;
 use crate::answer::{Answer, AnswerEvent, AnswerStream, CallOptions, Models};
 use crate::error::Error;
 use crate::request::{FinishReason, GenerateRequest, Message, Sampling, TranscribeRequest};
-use crate::router::Router;
+use crate::router::{Router, Routing};
 use crate::tone::Tone;
 use crate::units::{ModelName, StepId};
 
@@ -73,7 +73,8 @@ impl Said {
     }
 
     /// What was said is void: something else is said.
-    fn begin_again(&self, failure: &str, text: &str) {
+    fn begin_again(&mut self, failure: &str, text: &str) {
+        self.first = (!text.is_empty()).then(Instant::now);
         self.spoken.send_modify(|spoken| {
             spoken.attempt += 1;
             spoken.failure = Some(failure.to_owned());
@@ -203,7 +204,6 @@ impl Runner {
     /// What a step has said is void: it begins again.
     async fn begin_again(&self, step: &Step, said: &mut Said, error: &str) {
         said.attempt += 1;
-        said.first = None;
         said.begin_again(error, "");
         let (step, attempt, error) = (step.id.clone(), said.attempt, error.to_owned());
         self.tell(PipelineEvent::StepRetried { step, attempt, error }).await;
@@ -390,8 +390,9 @@ impl Runner {
         let none = || Error::NoRoute { message: "no router is configured".to_owned() };
         let router = self.router.as_ref().ok_or_else(none)?;
         let routing = router.route(text, &*self.models, self.options).await?;
-        let Some(model) = routing.model else { return Err(Error::NoRoute { message: routing.reason }) };
-        let report = RouteReport { label: routing.label, scores: routing.scores, reason: routing.reason };
+        let Routing { label, rule, model, scores, reason, .. } = routing;
+        let Some(model) = model else { return Err(Error::NoRoute { message: reason }) };
+        let report = RouteReport { label, rule, scores, reason };
         Ok(Outcome { model: Some(model), answer: None, routing: Some(report) })
     }
 

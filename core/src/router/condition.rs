@@ -42,7 +42,7 @@ impl Condition {
     /// Whether it holds for these scores.
     pub(crate) fn holds(&self, scores: &[LabelScore]) -> Result<bool, String> {
         let all: BTreeMap<&str, f64> =
-            scores.iter().map(|score| (score.label.as_str(), f64::from(score.score))).collect();
+            scores.iter().map(|score| (score.label.as_str(), as_written(score.score))).collect();
         let mut names: BTreeMap<&str, Value> =
             all.iter().map(|(label, score)| (*label, Value::from(*score))).collect();
         names.insert("scores", Value::from_pairs(all));
@@ -50,6 +50,12 @@ impl Condition {
             self.0.get_template(NAME).and_then(|template| template.render(Value::from_pairs(names)));
         rendered.map(|rendered| !rendered.is_empty()).map_err(|error| said(&error))
     }
+}
+
+/// The score as a rule's author would write it: the number of single precision for 0.7 is a little less than the double one.
+fn as_written(score: f32) -> f64 {
+    // What a number is written as can be read.
+    score.to_string().parse().unwrap_or_else(|_| f64::from(score))
 }
 
 fn said(error: &minijinja::Error) -> String {
@@ -73,6 +79,7 @@ mod tests {
         let holds = |when: &str| Condition::new(when, None).unwrap().holds(&scores());
         assert_eq!(holds("hard >= 0.5 and soft >= 0.5"), Ok(true));
         assert_eq!(holds("hard > soft + 0.3"), Ok(false));
+        assert_eq!(holds("hard >= 0.8 and hard <= 0.8 and soft == 0.6"), Ok(true), "exactly as written");
         assert_eq!(holds("scores[\"two words\"] < 0.2"), Ok(true));
         assert!(holds("musical > 0.1").unwrap_err().contains("undefined"));
     }

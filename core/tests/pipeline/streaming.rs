@@ -155,6 +155,8 @@ async fn a_fallback_takes_the_place_of_what_was_said_before_it_failed() {
     let (seen, report, _) = run(&steps, &models).await;
     let report = report.unwrap();
     assert_eq!((report.steps[0].text.as_str(), report.text.as_str()), ("I do not know.", "I do not know."));
+    let end = report.steps[0].started_ms + report.steps[0].duration_ms;
+    assert_eq!(report.steps[0].first_text_ms, Some(end), "what was said before is void");
     assert!(
         seen.contains(&"tone: It rains today.".to_owned()) && seen.contains(&"tone attempt 2".to_owned()),
         "{seen:?}"
