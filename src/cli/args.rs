@@ -4,6 +4,7 @@ use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use sarai::core::request::MOST_LOGPROBS;
 use sarai::core::scheduler::Eviction;
+use serde::Serialize;
 
 /// Several language models at once on one modest machine, within a memory budget.
 #[derive(Debug, Parser)]
@@ -243,7 +244,8 @@ pub(super) struct ConcurrentArgs {
 }
 
 /// Synthetic models.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum ShapeArg {
     /// Some megabytes, made on the spot.
     Tiny,

@@ -40,8 +40,13 @@ pub(super) async fn chat(common: &Common, args: &ChatArgs, output: &Output) -> R
             let request = if args.raw {
                 GenerateRequest::raw(prompt)
             } else {
-                let images = args.image.iter().map(|path| files::image(path)).collect::<Result<_, _>>()?;
-                let audio = args.audio.iter().map(|path| files::audio(path)).collect::<Result<_, _>>()?;
+                let (mut images, mut audio) = (Vec::new(), Vec::new());
+                for path in &args.image {
+                    images.push(files::image(path).await?);
+                }
+                for path in &args.audio {
+                    audio.push(files::audio(path).await?);
+                }
                 let question = Message::user(prompt).with_images(images).with_audio(audio);
                 GenerateRequest::chat(system(args).into_iter().chain([question]).collect())
             };
@@ -167,8 +172,7 @@ fn asked(mut request: GenerateRequest, args: &ChatArgs) -> Result<GenerateReques
 
 fn constraint(args: &ChatArgs) -> Result<Option<Constraint>, Failure> {
     let read = |path: &Path| {
-        std::fs::read_to_string(path)
-            .map_err(|source| Failure::Io { what: format!("cannot read {}", path.display()), source })
+        std::fs::read_to_string(path).map_err(|source| Failure::Unreadable { path: path.to_owned(), source })
     };
     if let Some(path) = &args.schema {
         let schema = serde_json::from_str(&read(path)?)

@@ -39,14 +39,18 @@ pub(super) fn check(common: &Common, args: &CheckArgs, output: &Output) -> Resul
 
 /// The files that models name and that are not there: not the configuration's fault, but good to know.
 fn missing_files(config: &Config) -> Vec<String> {
-    let places = config.models.iter().flat_map(|(name, model)| model.places.iter().map(move |p| (name, p)));
-    let missing = places.filter_map(|(name, place)| match place {
-        Place::Gguf(file) if !file.path.exists() => {
-            Some(format!("models.{name}.path: {} is not there", file.path.display()))
+    let mut missing = Vec::new();
+    for (name, model) in &config.models {
+        for place in &model.places {
+            let Place::Gguf(file) = place else { continue };
+            for (key, path) in [("path", Some(&file.path)), ("mmproj", file.mmproj.as_ref())] {
+                if let Some(path) = path.filter(|path| !path.exists()) {
+                    missing.push(format!("models.{name}.{key}: {} is not there", path.display()));
+                }
+            }
         }
-        Place::Gguf(_) | Place::Hosts { .. } | Place::Model(_) => None,
-    });
-    missing.collect()
+    }
+    missing
 }
 
 fn count(number: usize, what: &str) -> String {

@@ -1,7 +1,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use sarai::{Error, ErrorKind};
+use sarai::core::Holder;
+use sarai::{Bytes, Error, ErrorKind};
 use serde_json::{Value, json};
 
 /// How a command fails.
@@ -18,10 +19,19 @@ pub(super) enum Failure {
     NoConfiguration { tried: Vec<PathBuf> },
     #[error("{0}")]
     Usage(String),
+    /// A file that an argument names.
+    #[error("cannot read {}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
     #[error("{what}")]
     Io { what: String, source: io::Error },
     #[error("cannot make the demo's model {}", path.display())]
     Synthesis { path: PathBuf, source: sarai_support::gguf::Error },
+    /// Models that a bench wants to be there at once, of which some had to leave.
+    #[error("the models cannot be there at once, {} had to leave: they need {asked} of a budget of {budget}", left.join(", "))]
+    NotAtOnce { left: Vec<String>, asked: Bytes, budget: Bytes, models: Vec<Holder> },
+    /// More models than may be there at once.
+    #[error("{asked} LLMs are to be there at once, but max_concurrent_llms is {limit}")]
+    TooManyLlms { asked: usize, limit: usize },
     /// Checks of a bench that failed, which the result has told already.
     #[error("failed: {0}")]
     Checks(String),
@@ -56,7 +66,8 @@ impl Failure {
             Self::Sarai(error) | Self::Refused(error) => error.kind(),
             Self::Host { source, .. } if is_unreachable(source) => ErrorKind::Unreachable,
             Self::NoConfiguration { .. } => ErrorKind::Config,
-            Self::Usage(_) => ErrorKind::Usage,
+            Self::Usage(_) | Self::Unreadable { .. } => ErrorKind::Usage,
+            Self::NotAtOnce { .. } | Self::TooManyLlms { .. } => ErrorKind::OverBudget,
             Self::Interrupted => ErrorKind::Cancelled,
             Self::Host { .. } | Self::Io { .. } | Self::Synthesis { .. } | Self::Checks(_) => {
                 ErrorKind::Failed
@@ -66,15 +77,18 @@ impl Failure {
 
     /// What to do about it, where that can be said.
     pub(super) fn hint(&self) -> Option<String> {
-        let Self::Sarai(error) = self else {
-            return match self {
-                Self::NoConfiguration { .. } => {
-                    Some("try `sarai demo`, or name a file with --config".to_owned())
-                }
-                _ => None,
-            };
-        };
-        hint(error)
+        match self {
+            Self::Sarai(error) => hint(error),
+            Self::NoConfiguration { .. } => Some("try `sarai demo`, or name a file with --config".to_owned()),
+            Self::NotAtOnce { .. } => Some(
+                "raise memory.max_ram_gb (or --max-ram-gb), or name fewer models with --models".to_owned(),
+            ),
+            Self::TooManyLlms { .. } => Some(
+                "raise memory.max_concurrent_llms (or --max-concurrent-llms), or name fewer models with --models"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
     }
 
     /// The error as an object: its kind, its message, and its numbers.
@@ -83,8 +97,19 @@ impl Failure {
         if let Some(hint) = self.hint() {
             error["hint"] = hint.into();
         }
-        if let Self::Sarai(sarai) = self {
-            add_numbers(sarai, &mut error);
+        match self {
+            Self::Sarai(sarai) => add_numbers(sarai, &mut error),
+            Self::NotAtOnce { left, asked, budget, models } => {
+                error["left"] = json!(left);
+                error["asked_bytes"] = json!(asked);
+                error["budget_bytes"] = json!(budget);
+                error["holders"] = json!(models);
+            }
+            Self::TooManyLlms { asked, limit } => {
+                error["asked_llms"] = json!(asked);
+                error["max_concurrent_llms"] = json!(limit);
+            }
+            _ => {}
         }
         json!({"error": error})
     }
@@ -158,6 +183,7 @@ fn add_numbers(error: &Error, to: &mut Value) {
 }
 
 fn hint(error: &Error) -> Option<String> {
+    use sarai::Capability;
     use sarai::core::failure::FailureKind;
     match error {
         Error::OverBudget { .. } => Some(
@@ -168,8 +194,14 @@ fn hint(error: &Error) -> Option<String> {
             "raise memory.max_ram_gb (or --max-ram-gb), or give some of them class: on_demand".to_owned(),
         ),
         Error::UnknownModel { .. } => Some("`sarai ps` lists the models".to_owned()),
+        Error::Unsupported {
+            capability: Capability::See | Capability::Hear | Capability::Transcribe,
+            ..
+        } => {
+            Some("a local model sees and hears with a projector, mmproj: in the configuration".to_owned())
+        }
         Error::Load { cause, .. } if cause.kind == FailureKind::FileMissing => {
-            Some("put the file there, or set the model's path: in the configuration".to_owned())
+            Some("put the file there, or set the model's path: or mmproj: in the configuration".to_owned())
         }
         Error::Request { cause, .. } if cause.kind == FailureKind::Unreachable => Some(
             "is the host running? A local file can stand in for it with fallback: gguf_native".to_owned(),
@@ -193,6 +225,9 @@ fn list(paths: &[PathBuf]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sarai::core::backend::ServedBy;
+    use sarai::core::failure::{Failure as Cause, FailureKind};
+
     use super::*;
 
     #[test]
@@ -212,6 +247,13 @@ mod tests {
             3
         );
         assert_eq!(code(Error::QueueFull { waiting: 1 }), 1);
+        for kind in [FailureKind::BadMedia, FailureKind::NoSpeech] {
+            let served_by = ServedBy::GgufNative("m.gguf".into());
+            assert_eq!(code(Error::Request { model: model(), served_by, cause: Cause::new(kind, "?") }), 1);
+        }
+        let unreadable = Failure::Unreadable { path: "a.wav".into(), source: io::ErrorKind::NotFound.into() };
+        assert_eq!(unreadable.code(), 2);
+        assert_eq!(Failure::TooManyLlms { asked: 3, limit: 2 }.code(), 3);
         assert_eq!(Failure::Interrupted.code(), 130);
     }
 }

@@ -14,7 +14,7 @@ pub(super) async fn transcribe(
     args: &TranscribeArgs,
     output: &Output,
 ) -> Result<(), Failure> {
-    let audio = files::audio(&args.audio)?;
+    let audio = files::audio(&args.audio).await?;
     let session = Session::open_with_metrics(common, output)?;
     let request = TranscribeRequest {
         language: args.language.clone(),
@@ -26,7 +26,7 @@ pub(super) async fn transcribe(
 }
 
 pub(super) async fn describe(common: &Common, args: &DescribeArgs, output: &Output) -> Result<(), Failure> {
-    let image = files::image(&args.image)?;
+    let image = files::image(&args.image).await?;
     let session = Session::open_with_metrics(common, output)?;
     let question = Message::user(args.prompt.as_str()).with_images(vec![image]);
     let sampling =

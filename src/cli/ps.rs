@@ -235,7 +235,7 @@ fn row(model: &ModelMemory) -> [String; 12] {
 }
 
 /// A path's last part is what tells files apart.
-fn shorten(place: &str) -> String {
+pub(super) fn shorten(place: &str) -> String {
     match place.rsplit_once('/') {
         Some((before, file)) => format!("{}:{file}", before.split(':').next().unwrap_or("")),
         None => place.to_owned(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use directories::ProjectDirs;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use sarai::core::config::{self, Config, Overrides, Resolved};
+use sarai::core::config::{self, Config, Env, Overrides, Resolved};
 use sarai::{Error, Sarai, env};
 
 use super::args::Common;
@@ -86,9 +86,16 @@ pub(super) fn find(named: Option<&Path>) -> Result<PathBuf, Failure> {
 /// Reads and checks a configuration with the environment, `.env` and the flags.
 pub(super) fn read(common: &Common, path: &Path) -> Result<Resolved, Failure> {
     let env = env::read(".env".as_ref()).map_err(Error::from)?;
-    let overrides =
-        Overrides { max_ram_gb: common.max_ram_gb, max_concurrent_llms: common.max_concurrent_llms };
-    Ok(config::load(path, &env, &overrides).map_err(Error::from)?)
+    Ok(config::load(path, &env, &overrides(common)).map_err(Error::from)?)
+}
+
+/// Reads a configuration that the program has made for itself: the flags change it, and nothing else does.
+pub(super) fn read_made(common: &Common, path: &Path) -> Result<Resolved, Failure> {
+    Ok(config::load(path, &Env::default(), &overrides(common)).map_err(Error::from)?)
+}
+
+fn overrides(common: &Common) -> Overrides {
+    Overrides { max_ram_gb: common.max_ram_gb, max_concurrent_llms: common.max_concurrent_llms }
 }
 
 /// Starts the Prometheus endpoint, where one is configured. Another command may have its address already: no reason not

@@ -1,8 +1,5 @@
 //! `sarai simulate`: what a trace of requests would make the pool do, by budget and by way of evicting.
 
-use std::fs;
-use std::io::{self, Read};
-use std::path::Path;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -14,6 +11,7 @@ use serde_json::json;
 
 use super::args::{Common, SimulateArgs};
 use super::exit::Failure;
+use super::files;
 use super::output::Output;
 use super::session::Session;
 
@@ -30,7 +28,7 @@ struct Line {
 }
 
 pub(super) async fn simulate(common: &Common, args: &SimulateArgs, output: &Output) -> Result<(), Failure> {
-    let text = read(&args.trace)?;
+    let text = files::text(&args.trace).await?;
     let trace = parse(&text, args)
         .map_err(|problem| Failure::Usage(format!("{}, {problem}", args.trace.display())))?;
     let session = Session::open(common, output)?;
@@ -60,16 +58,6 @@ pub(super) async fn simulate(common: &Common, args: &SimulateArgs, output: &Outp
         ));
     }
     output.object(&json!({"trace": args.trace, "simulations": replayed}))
-}
-
-fn read(path: &Path) -> Result<String, Failure> {
-    let text = if path == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).map(|_| text)
-    } else {
-        fs::read_to_string(path)
-    };
-    text.map_err(|source| Failure::Io { what: format!("cannot read {}", path.display()), source })
 }
 
 /// The requests of a trace in CSV or, where it begins with a brace, JSON lines; in the order of their times.
