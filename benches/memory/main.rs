@@ -23,9 +23,6 @@ mod prompt;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Tokens of the text that is read before memory is looked at.
-const PROMPT: usize = 512;
-
 /// Compares estimates with what loads really take.
 #[derive(Debug, Parser)]
 #[command(name = "memory", bin_name = "cargo bench --bench memory --")]
@@ -38,6 +35,9 @@ struct Args {
     /// The memory that the context is chosen for, in GB
     #[arg(long, value_name = "GB", default_value_t = 24.0)]
     available: f64,
+    /// Tokens of the text that is read before memory is looked at: what a shorter one does not need of a buffer is not resident
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    tokens: usize,
     /// By which part estimates may be off; more is an error
     #[arg(long, value_name = "PART", default_value_t = 0.05)]
     within: f64,
@@ -87,7 +87,7 @@ async fn main() -> Result<()> {
     let mut off = Vec::new();
     for path in files(&args)? {
         for weights in [Weights::Mmap, Weights::Repack] {
-            let measured = measure(&path, weights, available).await?;
+            let measured = measure(&path, weights, available, args.tokens).await?;
             let ratio = measured.ratio();
             let near = (ratio - 1.0).abs() <= args.within;
             if !near {
@@ -121,7 +121,7 @@ fn files(args: &Args) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-async fn measure(path: &Path, weights: Weights, available: Bytes) -> Result<Measured> {
+async fn measure(path: &Path, weights: Weights, available: Bytes, tokens: usize) -> Result<Measured> {
     eprintln!("{} {weights:?}", path.display());
     // What a file is for shows when it is estimated: one that reads whole texts does not generate.
     let backend = |purpose| GgufBackend::new(GgufSettings { weights, ..GgufSettings::new(path, purpose) });
@@ -134,14 +134,14 @@ async fn measure(path: &Path, weights: Weights, available: Bytes) -> Result<Meas
     let before = resident(path)?;
     let request = LoadRequest::new(estimate.clone());
     let model = backend.load(request).await?;
-    read(&*model, purpose).await?;
+    read(&*model, purpose, tokens).await?;
     let after = resident(path)?;
     model.unload().await;
     Ok(Measured { estimate, file_backed: after.0 - before.0, anonymous: after.1 - before.1 })
 }
 
-async fn read(model: &dyn Model, purpose: Capability) -> Result<()> {
-    let text = prompt::words(PROMPT, 1);
+async fn read(model: &dyn Model, purpose: Capability, tokens: usize) -> Result<()> {
+    let text = prompt::words(tokens, 1);
     if purpose == Capability::Embed {
         model.embed(vec![text]).await?;
         return Ok(());
