@@ -18,21 +18,26 @@ use sarai::{
 use sarai_agents::ollama::Client;
 use sarai_agents::remote::{HostApi, RemoteBackend};
 use sarai_core::request::Capability;
-use sarai_support::host::Host;
+use sarai_support::host::{Behaviour, Host};
 use serde_json::json;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Requests of each side, in turns.
-const ROUNDS: usize = 400;
+/// How often each side has its turn, and requests of each task in one.
+const ROUNDS: usize = 5;
+const EACH: usize = 40;
+/// What the host takes for its first token.
+const THINKS: Duration = Duration::from_millis(20);
 const CONNECT: Duration = Duration::from_millis(300);
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(["what", "sarai", "against", "difference", "bar"]);
-    for at_once in [1, 64] {
-        overhead(at_once, &mut table).await?;
+    for n in [1, 64] {
+        for row in overhead(n).await? {
+            table.add_row(row);
+        }
     }
     fallback(&mut table).await?;
     println!("{table}");
@@ -78,7 +83,7 @@ fn handle(places: Vec<PlaceSpec>) -> Result<ModelHandle> {
 }
 
 /// From the request to the first text and to the end, in milliseconds.
-async fn ask(solar: &ModelHandle) -> Result<(f64, f64)> {
+async fn ask(solar: ModelHandle) -> Result<(f64, f64)> {
     let started = Instant::now();
     let request = GenerateRequest::chat(vec![Message::user("hola")]);
     let mut answer = solar.generate(request, CallOptions::default()).await?;
@@ -92,7 +97,7 @@ async fn ask(solar: &ModelHandle) -> Result<(f64, f64)> {
 }
 
 /// The same by a client that does nothing else.
-async fn ask_bare(client: &reqwest::Client, url: &str) -> Result<(f64, f64)> {
+async fn ask_bare(client: reqwest::Client, url: String) -> Result<(f64, f64)> {
     let started = Instant::now();
     let body = json!({"model": "solar", "messages": [{"role": "user", "content": "hola"}], "stream": true})
         .to_string();
@@ -106,31 +111,51 @@ async fn ask_bare(client: &reqwest::Client, url: &str) -> Result<(f64, f64)> {
     Ok((first.unwrap_or_default(), milliseconds(started)))
 }
 
-async fn overhead(at_once: usize, table: &mut Table) -> Result<()> {
+/// So many requests at any time, each from a task of its own, as those of a server are.
+async fn in_flight<F>(n: usize, ask: impl Fn() -> F + Clone + Send + 'static) -> Result<Vec<(f64, f64)>>
+where
+    F: Future<Output = Result<(f64, f64)>> + Send,
+{
+    let task = |place: usize| {
+        let ask = ask.clone();
+        async move {
+            // Not all at the same instant: the host's time apart, they stay so.
+            tokio::time::sleep(THINKS * place as u32 / n as u32).await;
+            let mut times = Vec::new();
+            for _ in 0..EACH {
+                times.push(ask().await?);
+            }
+            // The first opens the connection.
+            Ok(times.split_off(1))
+        }
+    };
+    let tasks: Vec<_> = (0..n).map(|place| tokio::spawn(task(place))).collect();
+    let all = futures::future::join_all(tasks).await;
+    Ok(all.into_iter().map(|asked| asked?).collect::<Result<Vec<_>>>()?.concat())
+}
+
+async fn overhead(n: usize) -> Result<Vec<[String; 5]>> {
     let host = Host::start().await?;
+    host.behave(Behaviour::Thinks(THINKS));
     let (solar, url) = (solar(&host.url(), None)?, host.url());
     let bare = reqwest::Client::builder().no_proxy().tcp_nodelay(true).build()?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS / at_once + 1 {
-        let pool = futures::future::join_all((0..at_once).map(|_| ask(&solar))).await;
-        let alone = futures::future::join_all((0..at_once).map(|_| ask_bare(&bare, &url))).await;
-        // The first round opens the connections.
-        if round > 0 {
-            ours.extend(pool.into_iter().collect::<Result<Vec<_>>>()?);
-            theirs.extend(alone.into_iter().collect::<Result<Vec<_>>>()?);
-        }
+    for _ in 0..ROUNDS {
+        let (solar, bare, url) = (solar.clone(), bare.clone(), url.clone());
+        ours.extend(in_flight(n, move || ask(solar.clone())).await?);
+        theirs.extend(in_flight(n, move || ask_bare(bare.clone(), url.clone())).await?);
     }
-    for (what, of) in [("first token", first as fn(&(f64, f64)) -> f64), ("total", total)] {
+    let row = |what: &str, of: fn(&(f64, f64)) -> f64| {
         let (ours, theirs) = (median(ours.iter().map(of)), median(theirs.iter().map(of)));
-        table.add_row([
-            format!("{what}, {at_once} at once, against a bare client"),
+        [
+            format!("{what}, {n} in flight, against a bare client"),
             format!("{ours:.3} ms"),
             format!("{theirs:.3} ms"),
             format!("{:.3} ms", ours - theirs),
             "0.3 ms".to_owned(),
-        ]);
-    }
-    Ok(())
+        ]
+    };
+    Ok(vec![row("first token", first), row("total", total)])
 }
 
 async fn fallback(table: &mut Table) -> Result<()> {
@@ -148,26 +173,26 @@ async fn fallback(table: &mut Table) -> Result<()> {
     };
     let (mut refused, mut own) = (Vec::new(), Vec::new());
     for _ in 0..50 {
-        refused.push(ask(&solar(&refusing, Some(&local))?).await?.0);
+        refused.push(ask(solar(&refusing, Some(&local))?).await?.0);
         let fresh = handle(vec![PlaceSpec::Backend(Arc::new(local.clone()))])?;
-        own.push(ask(&fresh).await?.0);
+        own.push(ask(fresh).await?.0);
     }
     row("refused connection to local text, loaded anew", median(refused), median(own), "20 ms".to_owned());
     let broken = solar(&refusing, Some(&local))?;
     for _ in 0..5 {
-        ask(&broken).await?;
+        ask(broken.clone()).await?;
     }
-    ask(&alone).await?;
+    ask(alone.clone()).await?;
     let (mut open, mut ready) = (Vec::new(), Vec::new());
     for _ in 0..50 {
-        open.push(ask(&broken).await?.0);
-        ready.push(ask(&alone).await?.0);
+        open.push(ask(broken.clone()).await?.0);
+        ready.push(ask(alone.clone()).await?.0);
     }
     row("open breaker to local text", median(open), median(ready), "1 ms".to_owned());
     let hole = BlackHole::new()?;
     let mut waited = Vec::new();
     for _ in 0..10 {
-        waited.push(ask(&solar(&hole.url, Some(&local))?).await?.0);
+        waited.push(ask(solar(&hole.url, Some(&local))?).await?.0);
     }
     let connect = CONNECT.as_secs_f64() * 1e3;
     row("connection that nobody answers, against its deadline", median(waited), connect, "20 ms".to_owned());

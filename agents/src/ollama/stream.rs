@@ -1,30 +1,17 @@
 use std::time::Duration;
 
-use futures::StreamExt;
 use sarai_core::request::{Completion, Delta, FinishReason, ToolCall};
 
 use super::wire::Line;
 use crate::Error;
-use crate::remote::{Deltas, Lines, cut, shown};
+use crate::remote::{Answer, Deltas, Lines, cut, shown};
 
 /// A response's lines as an answer's deltas. `done: true` alone is its end.
 pub(super) fn tokens(lines: Lines) -> Deltas {
-    let answer = Answer { lines, calls: Vec::new(), done: None };
-    futures::stream::unfold(Some(answer), |answer| async {
-        let mut answer = answer?;
-        match answer.next().await {
-            Ok(Delta::Text(text)) => Some((Ok(Delta::Text(text)), Some(answer))),
-            Ok(end) => {
-                answer.lines.drain().await;
-                Some((Ok(end), None))
-            }
-            Err(error) => Some((Err(error), None)),
-        }
-    })
-    .boxed()
+    Replies { lines, calls: Vec::new(), done: None }.deltas()
 }
 
-struct Answer {
+struct Replies {
     lines: Lines,
     /// Tools that the model has called so far.
     calls: Vec<ToolCall>,
@@ -32,7 +19,11 @@ struct Answer {
     done: Option<Completion>,
 }
 
-impl Answer {
+impl Answer for Replies {
+    fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
+    }
+
     async fn next(&mut self) -> Result<Delta, Error> {
         loop {
             if let Some(completion) = self.done.take() {
@@ -47,7 +38,9 @@ impl Answer {
             }
         }
     }
+}
 
+impl Replies {
     /// The text of a line, which may be the last one.
     fn text(&mut self, line: &[u8]) -> Result<String, Error> {
         let Ok(mut line) = serde_json::from_slice::<Line>(line) else {

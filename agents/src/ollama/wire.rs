@@ -2,10 +2,10 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use sarai_core::request::{GenerateRequest, Message, Role, Tool, ToolCall};
+use sarai_core::request::{GenerateRequest, Message, Role, ToolCall};
 use serde::{Deserialize, Serialize};
 
-use crate::remote::{count, size};
+use crate::remote::{Described, count, size};
 
 /// `/api/chat` or `/api/generate`.
 #[derive(Clone, Debug, Serialize)]
@@ -77,19 +77,6 @@ impl<'a> WireMessage<'a> {
 #[derive(Clone, Debug, Serialize)]
 struct WireCall<'a> {
     function: &'a ToolCall,
-}
-
-/// A tool as the host expects it.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Described<'a> {
-    r#type: &'static str,
-    function: &'a Tool,
-}
-
-impl<'a> From<&'a Tool> for Described<'a> {
-    fn from(tool: &'a Tool) -> Self {
-        Self { r#type: "function", function: tool }
-    }
 }
 
 /// `/api/generate` without a prompt: loads the model, or with 0 seconds unloads it.

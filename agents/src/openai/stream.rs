@@ -1,32 +1,19 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use futures::StreamExt;
 use sarai_core::request::{Completion, Delta, FinishReason};
 
 use super::wire::{Chunk, Usage, said, tool_call};
 use crate::Error;
-use crate::remote::{Deltas, Lines, cut, shown};
+use crate::remote::{Answer, Deltas, Lines, cut, shown};
 
 /// A response's events (server-sent, one JSON object in each `data:` line) as an answer's deltas. A finish reason is an answer's
 /// end; the counts of tokens and `[DONE]` may follow.
 pub(super) fn tokens(lines: Lines) -> Deltas {
-    let answer = Answer { lines, calls: BTreeMap::new(), finish: None, usage: None, first: None, last: None };
-    futures::stream::unfold(Some(answer), |answer| async {
-        let mut answer = answer?;
-        match answer.next().await {
-            Ok(Delta::Text(text)) => Some((Ok(Delta::Text(text)), Some(answer))),
-            Ok(end) => {
-                answer.lines.drain().await;
-                Some((Ok(end), None))
-            }
-            Err(error) => Some((Err(error), None)),
-        }
-    })
-    .boxed()
+    Events { lines, calls: BTreeMap::new(), finish: None, usage: None, first: None, last: None }.deltas()
 }
 
-struct Answer {
+struct Events {
     lines: Lines,
     /// Name and arguments of each call, as far as they have come.
     calls: BTreeMap<usize, (String, String)>,
@@ -36,7 +23,11 @@ struct Answer {
     last: Option<Instant>,
 }
 
-impl Answer {
+impl Answer for Events {
+    fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
+    }
+
     async fn next(&mut self) -> Result<Delta, Error> {
         loop {
             let line = match (self.lines.next().await, self.finish) {
@@ -72,7 +63,9 @@ impl Answer {
             }
         }
     }
+}
 
+impl Events {
     /// The text of an event.
     fn text(&mut self, data: &[u8]) -> Result<String, Error> {
         let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else {

@@ -4,11 +4,11 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use sarai_core::audio::Audio;
 use sarai_core::image::Image;
-use sarai_core::request::{GenerateRequest, Message, Role, Tool, ToolCall};
+use sarai_core::request::{GenerateRequest, Message, Role, ToolCall};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::remote::{count, or_default};
+use crate::remote::{Described, count, or_default};
 
 /// `/v1/chat/completions` or `/v1/completions`. Only what is set is sent: some hosts refuse what they do not know.
 #[derive(Clone, Debug, Serialize)]
@@ -169,19 +169,6 @@ pub(super) fn messages<'a>(messages: &'a [Message], said: &'a str) -> Vec<WireMe
         });
     }
     wire
-}
-
-/// A tool as the host expects it.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Described<'a> {
-    r#type: &'static str,
-    function: &'a Tool,
-}
-
-impl<'a> From<&'a Tool> for Described<'a> {
-    fn from(tool: &'a Tool) -> Self {
-        Self { r#type: "function", function: tool }
-    }
 }
 
 /// `/v1/embeddings`.

@@ -56,6 +56,7 @@ impl Answer<'_> {
                 return Ok(true);
             }
             Behaviour::SlowFirstByte if !self.released().await => return Ok(false),
+            Behaviour::Thinks(time) => tokio::time::sleep(time).await,
             _ => {}
         }
         lock(&self.state.memory).use_now(self.body["model"].as_str().unwrap_or_default());

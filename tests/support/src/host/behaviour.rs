@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 /// What the host does with requests for text or vectors; the other paths always work, except where stated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Behaviour {
@@ -15,6 +17,8 @@ pub enum Behaviour {
     Html,
     /// Answers with a redirect to this address.
     Redirect(String),
+    /// Takes so long for the first token, as a model that reads its prompt does.
+    Thinks(Duration),
     /// Says nothing until [`Host::release`] is called.
     SlowFirstByte,
     /// Closes the connection in the middle of the answer, after so many tokens.
