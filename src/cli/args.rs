@@ -232,7 +232,7 @@ pub(super) struct ConcurrentArgs {
     /// Tokens that each answer has at most.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) tokens: u32,
-    /// The image for models that see.
+    /// The image for models that see; each request encodes it anew.
     #[arg(long, value_name = "FILE")]
     pub(super) image: Option<PathBuf>,
     /// Make synthetic models to measure with, instead of the configuration's.

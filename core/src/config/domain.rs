@@ -64,7 +64,8 @@ pub struct HostConfig {
     pub watch_interval: Option<Duration>,
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
-    /// How long the first token may take, the host's own queue included.
+    /// How long the first token may take, the host's own queue included. A host of OpenAI's kind writes down a recording in
+    /// one piece: that may take as much longer as the recording is long.
     pub first_token_timeout: Duration,
     /// How much longer it may take where the host does not surely hold the model, and may have to load it.
     pub load_timeout: Duration,
