@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD as BASE64;
 use sarai_core::request::{GenerateRequest, Message, Role, ToolCall};
 use serde::{Deserialize, Serialize};
 
-use crate::remote::{Described, count, size};
+use crate::remote::{WireTool, count, size};
 
 /// `/api/chat` or `/api/generate`.
 #[derive(Clone, Debug, Serialize)]
@@ -14,7 +14,7 @@ pub(super) struct TextRequest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) messages: Option<Vec<WireMessage<'a>>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) tools: Vec<Described<'a>>,
+    pub(super) tools: Vec<WireTool<'a>>,
     /// A JSON schema.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) format: Option<&'a serde_json::Value>,

@@ -8,7 +8,7 @@ use sarai_core::request::{GenerateRequest, Message, Role, ToolCall};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::remote::{Described, count, or_default};
+use crate::remote::{WireTool, count, or_default};
 
 /// `/v1/chat/completions` or `/v1/completions`. Only what is set is sent: some hosts refuse what they do not know.
 #[derive(Clone, Debug, Serialize)]
@@ -19,7 +19,7 @@ pub(super) struct TextRequest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) prompt: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) tools: Vec<Described<'a>>,
+    pub(super) tools: Vec<WireTool<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) response_format: Option<Value>,
     pub(super) stream: bool,

@@ -22,4 +22,4 @@ pub(crate) use body::Lines;
 pub(crate) use deadlines::Deadlines;
 pub(crate) use http::{Http, cut, shown};
 pub(crate) use numbers::{count, or_default, size};
-pub(crate) use tool::Described;
+pub(crate) use tool::WireTool;

@@ -211,7 +211,8 @@ fn meaning(error: &Error) -> Meaning {
         | Error::Protocol { .. }
         | Error::Deadline { stage: Stage::FirstToken | Stage::Stall, .. } => Meaning::Broken,
         Error::Status { status: 429 | 503, retry_after, .. } => Meaning::Busy(*retry_after),
-        Error::Status { status: 400..=499, .. } | Error::ModelMissing { .. } => Meaning::Lives,
+        // 501: it does not have the path.
+        Error::Status { status: 400..=499 | 501, .. } | Error::ModelMissing { .. } => Meaning::Lives,
         Error::Status { .. } => Meaning::Broken,
         // An answer that was too long for its deadline, a request that was never sent.
         _ => Meaning::Nothing,

@@ -3,12 +3,12 @@ use serde::Serialize;
 
 /// A tool as both protocols describe it.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Described<'a> {
+pub(crate) struct WireTool<'a> {
     r#type: &'static str,
     function: &'a Tool,
 }
 
-impl<'a> From<&'a Tool> for Described<'a> {
+impl<'a> From<&'a Tool> for WireTool<'a> {
     fn from(tool: &'a Tool) -> Self {
         Self { r#type: "function", function: tool }
     }

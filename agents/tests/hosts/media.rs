@@ -140,24 +140,34 @@ async fn a_host_that_does_not_transcribe_lets_another_one_answer_and_says_what_i
 #[tokio::test]
 async fn a_long_recording_has_longer_than_a_first_token() {
     let host = Host::start().await.unwrap();
-    host.behave(Behaviour::SlowFirstByte);
+    host.behave(Behaviour::Thinks(Duration::from_millis(200)));
     let short = HostConfig {
-        first_token_timeout: Duration::from_millis(1),
+        first_token_timeout: Duration::from_millis(20),
         load_timeout: Duration::ZERO,
         ..config(&host.url())
     };
-    let spoken = |seconds: usize| {
+    for (seconds, expected) in [(0, Some(FailureKind::Timeout)), (60, None)] {
         let bytes = [wav().bytes(), &vec![0; seconds * 16_000]].concat();
         let request = TranscribeRequest::new(Audio::new(bytes).unwrap());
-        transcribe(client_with(HostKind::Openai, &short), request)
-    };
-    assert_eq!(spoken(0).await.1.unwrap_err().kind, FailureKind::Timeout);
-    let answer = tokio::spawn(spoken(60));
-    while host.requests().len() < 2 {
-        tokio::task::yield_now().await;
+        let (_, end) = transcribe(client_with(HostKind::Openai, &short), request).await;
+        assert_eq!(end.err().map(|failure| failure.kind), expected, "{seconds} s");
     }
-    host.release();
-    answer.await.unwrap().1.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_without_the_path_is_not_taken_for_a_broken_one() {
+    for status in [404, 405, 501] {
+        let host = Host::start().await.unwrap();
+        host.behave(Behaviour::Status(status, "{\"error\": \"not here\"}".into()));
+        let named = (client(HostKind::Openai, &host), "omni".to_owned());
+        let backend = RemoteBackend::new([named], None, Capability::Generate);
+        let model = backend.load(LoadRequest::new(Estimate::default())).await.unwrap();
+        for _ in 0..10 {
+            let asked = model.transcribe(TranscribeRequest::new(wav())).await;
+            assert_eq!(asked.err().map(|failure| failure.kind), Some(FailureKind::ModelMissing), "{status}");
+        }
+        assert!(backend.states().iter().all(|host| host.breaker == Breaker::Closed), "{status}");
+    }
 }
 
 #[tokio::test]

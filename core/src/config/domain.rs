@@ -65,7 +65,7 @@ pub struct HostConfig {
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
     /// How long the first token may take, the host's own queue included. A host of OpenAI's kind writes down a recording in
-    /// one piece: that may take as much longer as the recording is long.
+    /// one piece: that may take a second longer for each 16 kB of it.
     pub first_token_timeout: Duration,
     /// How much longer it may take where the host does not surely hold the model, and may have to load it.
     pub load_timeout: Duration,
