@@ -12,7 +12,7 @@ use futures::StreamExt;
 use sarai::{GenerateRequest, Sampling};
 use sarai_agents::llama::{GgufBackend, GgufSettings};
 use sarai_core::backend::{Backend, LoadRequest, Model};
-use sarai_core::config::Weights;
+use sarai_core::config::{Context, Weights};
 use sarai_core::memory::Estimate;
 use sarai_core::request::{Capability, Delta};
 use sarai_core::units::Bytes;
@@ -38,6 +38,9 @@ struct Args {
     /// Tokens of the text that is read before memory is looked at: what a shorter one does not need of a buffer is not resident
     #[arg(long, value_name = "N", default_value_t = 512)]
     tokens: usize,
+    /// The context, in tokens; without it the one that the memory allows
+    #[arg(long, value_name = "N")]
+    context: Option<u32>,
     /// By which part estimates may be off; more is an error
     #[arg(long, value_name = "PART", default_value_t = 0.05)]
     within: f64,
@@ -68,7 +71,6 @@ impl Measured {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    let available = Bytes::from_gb(args.available);
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header([
         "file",
@@ -87,7 +89,7 @@ async fn main() -> Result<()> {
     let mut off = Vec::new();
     for path in files(&args)? {
         for weights in [Weights::Mmap, Weights::Repack] {
-            let measured = measure(&path, weights, available, args.tokens).await?;
+            let measured = measure(&args, &path, weights).await?;
             let ratio = measured.ratio();
             let near = (ratio - 1.0).abs() <= args.within;
             if !near {
@@ -121,10 +123,15 @@ fn files(args: &Args) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-async fn measure(path: &Path, weights: Weights, available: Bytes, tokens: usize) -> Result<Measured> {
+async fn measure(args: &Args, path: &Path, weights: Weights) -> Result<Measured> {
+    let available = Bytes::from_gb(args.available);
     eprintln!("{} {weights:?}", path.display());
     // What a file is for shows when it is estimated: one that reads whole texts does not generate.
-    let backend = |purpose| GgufBackend::new(GgufSettings { weights, ..GgufSettings::new(path, purpose) });
+    let backend = |purpose| {
+        let defaults = GgufSettings::new(path, purpose);
+        let context = args.context.map_or(defaults.context, Context::Fixed);
+        GgufBackend::new(GgufSettings { weights, context, ..defaults })
+    };
     let mut backend_for = (backend(Capability::Generate), Capability::Generate);
     if backend_for.0.estimate(available).await.is_err() {
         backend_for = (backend(Capability::Embed), Capability::Embed);
@@ -134,7 +141,7 @@ async fn measure(path: &Path, weights: Weights, available: Bytes, tokens: usize)
     let before = resident(path)?;
     let request = LoadRequest::new(estimate.clone());
     let model = backend.load(request).await?;
-    read(&*model, purpose, tokens).await?;
+    read(&*model, purpose, args.tokens).await?;
     let after = resident(path)?;
     model.unload().await;
     Ok(Measured { estimate, file_backed: after.0 - before.0, anonymous: after.1 - before.1 })

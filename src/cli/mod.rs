@@ -16,6 +16,7 @@ mod requests;
 mod run;
 mod session;
 mod simulate;
+mod table;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;

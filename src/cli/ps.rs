@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use sarai::agents::ollama::HostModel;
 use sarai::agents::remote::HostApi;
 use sarai::core::backend;
@@ -16,6 +16,7 @@ use super::args::{Common, PlanArgs, UnloadArgs};
 use super::exit::Failure;
 use super::output::Output;
 use super::session::Session;
+use super::table::table;
 
 /// What `--json` gives: the models of this process, and what each host says of itself.
 #[derive(Serialize)]
@@ -185,28 +186,25 @@ async fn hosts(sarai: &Sarai) -> BTreeMap<String, HostState> {
 /// The models of this process, a line each: what each is estimated to take in all, for its context's keys and values and
 /// for its compute buffers; what was measured in all, of its file's pages and of the process's own memory.
 pub(super) fn memory_table(usage: &MemoryUsage) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "MODEL",
-        "STATE",
-        "CLASS",
-        "SERVED BY",
-        "ESTIMATED",
-        "KV",
-        "COMPUTE",
-        "MEASURED",
-        "FILE",
-        "OWN",
-        "CONTEXT",
-        "IDLE",
-    ]);
+    let mut table = table(
+        [
+            "MODEL",
+            "STATE",
+            "CLASS",
+            "SERVED BY",
+            "ESTIMATED",
+            "KV",
+            "COMPUTE",
+            "MEASURED",
+            "FILE",
+            "OWN",
+            "CONTEXT",
+            "IDLE",
+        ],
+        &[4, 5, 6, 7, 8, 9, 10, 11],
+    );
     for model in &usage.models {
         table.add_row(row(model));
-    }
-    for column in 4..=11 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     table
 }

@@ -1,6 +1,5 @@
 use std::collections::VecDeque;
 
-use comfy_table::{CellAlignment, Table, presets};
 use futures::StreamExt;
 use sarai::core::pipeline::StepReport;
 use sarai::core::units::{ModelName, StepId};
@@ -13,6 +12,7 @@ use super::files;
 use super::output::Output;
 use super::ps::shorten;
 use super::session::Session;
+use super::table::table;
 
 /// Letters of the time line's bars.
 const BAR: u64 = 40;
@@ -159,24 +159,10 @@ impl Open {
 /// When each step began, said its first word and ended, and who answered how fast: a line each. Bars above one another ran at the
 /// same time.
 pub(super) fn timeline(report: &PipelineReport) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "STEP",
-        "START",
-        "FIRST TEXT",
-        "END",
-        "",
-        "MODEL",
-        "TOKENS/S",
-        "SERVED BY",
-    ]);
+    let mut table =
+        table(["STEP", "START", "FIRST TEXT", "END", "", "MODEL", "TOKENS/S", "SERVED BY"], &[1, 2, 3, 6]);
     for step in &report.steps {
         table.add_row(row(step, report.total_ms));
-    }
-    for column in [1, 2, 3, 6] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     format!("{table}\n· from its start, █ from its first text; {} ms in all", report.total_ms)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use sarai::core::pool::{Replay, Replayed, TracedRequest};
 use sarai::core::scheduler::Eviction;
 use sarai::core::units::{Bytes, ModelName};
@@ -14,6 +14,7 @@ use super::exit::Failure;
 use super::files;
 use super::output::Output;
 use super::session::Session;
+use super::table::table;
 
 /// A line of a trace.
 #[derive(Debug, Deserialize)]
@@ -48,7 +49,7 @@ pub(super) async fn simulate(common: &Common, args: &SimulateArgs, output: &Outp
         }
     }
     session.close().await;
-    output.line(&table(&replayed).to_string())?;
+    output.line(&outcomes(&replayed).to_string())?;
     if let Some(one) = replayed.first().filter(|one| !one.assumed_load_times.is_empty()) {
         let names: Vec<String> = one.assumed_load_times.iter().map(ToString::to_string).collect();
         output.note(&format!(
@@ -113,20 +114,22 @@ fn request(number: u64, line: &Line, args: &SimulateArgs) -> Result<TracedReques
     })
 }
 
-fn table(replayed: &[Replayed]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "BUDGET",
-        "EVICTION",
-        "LOADS",
-        "EVICTIONS",
-        "MISSES",
-        "LOADING",
-        "LOADED",
-        "WAIT P50",
-        "WAIT P99",
-        "NOT SERVED",
-    ]);
+fn outcomes(replayed: &[Replayed]) -> Table {
+    let mut table = table(
+        [
+            "BUDGET",
+            "EVICTION",
+            "LOADS",
+            "EVICTIONS",
+            "MISSES",
+            "LOADING",
+            "LOADED",
+            "WAIT P50",
+            "WAIT P99",
+            "NOT SERVED",
+        ],
+        &[0, 2, 3, 4, 5, 6, 7, 8],
+    );
     for Replayed { budget_bytes, eviction, simulated, .. } in replayed {
         table.add_row([
             budget_bytes.to_string(),
@@ -143,11 +146,6 @@ fn table(replayed: &[Replayed]) -> Table {
             format!("{:.2} s", simulated.wait_p99_seconds),
             not_served(&simulated.refused),
         ]);
-    }
-    for column in [0, 2, 3, 4, 5, 6, 7, 8] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     table
 }

@@ -68,7 +68,8 @@ pub(super) struct RawHost {
     pub(super) watch_interval: Field<Span>,
     /// How long a connection may take to open. Default: 1s.
     pub(super) connect_timeout: Field<Span>,
-    /// How long the first token may take, the host's own queue included. Default: 2m.
+    /// How long the first token may take, the host's own queue included; where OpenAI's protocol transcribes, a second more for
+    /// each 16 kB of the recording. Default: 2m.
     pub(super) first_token_timeout: Field<Span>,
     /// How much longer it may take where the host may have to load the model first. Default: 3m.
     pub(super) load_timeout: Field<Span>,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use futures::StreamExt;
 use sarai::core::Holder;
 use sarai::core::backend::ServedBy;
@@ -24,6 +24,7 @@ use super::files;
 use super::output::Output;
 use super::ps::shorten;
 use super::session::{Session, find, read, read_made};
+use super::table::table;
 use made::Made;
 use watch::Watch;
 
@@ -461,7 +462,7 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 }
 
 fn show(report: &Report, output: &Output) -> Result<(), Failure> {
-    output.line(&table(&report.models).to_string())?;
+    output.line(&speeds(&report.models).to_string())?;
     for Row { model, fallback_reason, .. } in &report.models {
         if let Some(reason) = fallback_reason {
             output.line(&format!("{model} fell back: {reason}"))?;
@@ -489,18 +490,11 @@ fn show(report: &Report, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn table(rows: &[Row]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "MODEL",
-        "FIRST ALONE",
-        "AT ONCE",
-        "TOKENS/S ALONE",
-        "AT ONCE",
-        "RESERVED",
-        "MEASURED",
-        "SERVED BY",
-    ]);
+fn speeds(rows: &[Row]) -> Table {
+    let mut table = table(
+        ["MODEL", "FIRST ALONE", "AT ONCE", "TOKENS/S ALONE", "AT ONCE", "RESERVED", "MEASURED", "SERVED BY"],
+        &[1, 2, 3, 4, 5, 6],
+    );
     let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
     for row in rows {
         let image = if row.saw_image { " (image)" } else { "" };
@@ -514,9 +508,6 @@ fn table(rows: &[Row]) -> Table {
             bytes(row.measured_bytes),
             row.served_by.as_deref().map_or_else(|| "-".to_owned(), shorten),
         ]);
-    }
-    for column in table.column_iter_mut().skip(1).take(6) {
-        column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
