@@ -86,8 +86,8 @@ pub(super) enum Command {
 
 #[derive(Debug, Group)]
 pub(super) struct DemoArgs {
-    /// What the pipeline is asked.
-    #[arg(long, default_value = "¿Cómo estará el tiempo mañana en la montaña?")]
+    /// What is asked in the third use. The toy models know about this program and local models.
+    #[arg(long, default_value = "Why was my model evicted?")]
     pub(super) text: String,
 }
 

@@ -14,9 +14,9 @@ fn error(site: &Site, arguments: &[&str]) -> (String, String, i32) {
 
 fn with_config(from: &str, to: &str) -> Site {
     let site = Site::new();
-    let text = include_str!("../../config/demo.yaml");
+    let text = include_str!("site.yaml");
     assert!(text.contains(from), "{from}");
-    site.write("config/demo.yaml", text.replace(from, to));
+    site.write("config/site.yaml", text.replace(from, to));
     site
 }
 
@@ -96,7 +96,7 @@ fn mistakes_in_the_configuration_are_told_with_file_line_and_path() {
         for command in [&["check"][..], &["chat", "lfm2", "hola"]] {
             let (kind, message, code) = error(&site, command);
             assert_eq!((kind.as_str(), code), ("config", 2), "{message}");
-            assert!(message.starts_with("config/demo.yaml:") && message.contains(said), "{message}");
+            assert!(message.starts_with("config/site.yaml:") && message.contains(said), "{message}");
         }
     }
 }

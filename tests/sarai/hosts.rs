@@ -162,7 +162,7 @@ async fn a_host_of_the_open_protocol_serves_a_model_and_falls_back_as_any_other(
     let host = Host::start().await.unwrap();
     let site = Site::new();
     site.write(
-        "config/demo.yaml",
+        "config/site.yaml",
         format!(
             "hosts: {{gpu: {{kind: openai, url: '{}/v1', api_key_env: GPU_KEY}}}}\nmodels: {{solar: {{backend: openai_http, host: gpu, fallback: gguf_native, path: ../models/demo/solar.gguf}}}}\n",
             host.url()
@@ -194,7 +194,7 @@ async fn ps_and_unload_work_with_hosts_alone() {
     host.use_elsewhere("llama3.2:3b");
     let site = Site::new();
     site.write(
-        "config/demo.yaml",
+        "config/site.yaml",
         format!("hosts: {{lan: {{url: '{}', max_ram_gb: 16}}, away: {{url: '{}'}}}}\n", host.url(), nobody()),
     );
     let told = tokio::task::spawn_blocking(move || {
@@ -244,9 +244,9 @@ async fn an_ollama_on_this_machine_counts_into_the_budget() {
 async fn what_was_loaded_at_the_end_is_loaded_again_at_the_next_start_as_far_as_there_is_room() {
     let site = Site::new();
     let text = "models:\n  solar: {backend: gguf_native, path: ../models/demo/solar.gguf}\n  lfm2: {backend: gguf_native, class: preferred, path: ../models/demo/lfm2.gguf}\nmemory: {max_ram_gb: 1, restore: true}\nsessions: {max_gb: 0}\n";
-    site.write("config/demo.yaml", text);
+    site.write("config/site.yaml", text);
     let config =
-        config::load(&site.path("config/demo.yaml"), &Env::default(), &Overrides::default()).unwrap().config;
+        config::load(&site.path("config/site.yaml"), &Env::default(), &Overrides::default()).unwrap().config;
     let cache = site.path("cache");
     let start = || Sarai::start_in(&config, Some(&cache)).unwrap();
     let loaded = async |sarai: &Sarai| {

@@ -5,7 +5,9 @@
 mod conversations;
 mod errors;
 mod hosts;
+
 mod media;
+mod meaning;
 mod metrics;
 mod program;
 mod residency;
@@ -27,7 +29,7 @@ struct Site {
 impl Site {
     fn new() -> Self {
         let site = Self { folder: tempfile::tempdir().unwrap() };
-        site.write("config/demo.yaml", include_str!("../../config/demo.yaml"));
+        site.write("config/site.yaml", include_str!("site.yaml"));
         let labels = [("hard", "theorem"), ("soft", "hello"), ("multimodal", "photo")];
         let labels = labels.map(|(label, word)| (label.to_owned(), vec![word.to_owned()])).to_vec();
         for (name, kind) in [
@@ -65,7 +67,7 @@ impl Site {
         command.current_dir(self.folder.path()).env_clear();
         // Its caches, too, are the test's own.
         command.env("HOME", self.folder.path()).env("OLLAMA_BASE_URL", host);
-        command.args(["--config", "config/demo.yaml"]).args(arguments);
+        command.args(["--config", "config/site.yaml"]).args(arguments);
         command
     }
 

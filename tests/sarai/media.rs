@@ -77,7 +77,7 @@ fn the_examples_hear_see_soften_and_answer() {
             .env_clear()
             .env("HOME", site.path(""))
             .env("OLLAMA_BASE_URL", nobody());
-        let output = command.arg("config/demo.yaml").args(arguments).output().unwrap();
+        let output = command.arg("config/site.yaml").args(arguments).output().unwrap();
         let stdout = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(said.iter().all(|said| stdout.contains(said)), "{example}: {stdout}");
@@ -87,7 +87,7 @@ fn the_examples_hear_see_soften_and_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_dropped_in_its_middle_leaves_no_slot_busy() {
     let site = site();
-    let path = site.path("config/demo.yaml");
+    let path = site.path("config/site.yaml");
     let text = std::fs::read_to_string(&path).unwrap();
     let env = Env::new([("OLLAMA_BASE_URL".to_owned(), nobody())].into(), [].into());
     let config = config::parse(&text, Some(&path), &env, &Overrides::default()).unwrap().config;
@@ -277,7 +277,7 @@ async fn a_step_that_begins_again_says_so_on_a_line_of_its_own() {
     let site = Site::new();
     let pipeline = "{steps: [{id: expert, model: solar, prompt: '{{ input.text }}', retry: 1}]}";
     site.write(
-        "config/demo.yaml",
+        "config/site.yaml",
         format!(
             "hosts: {{lan: {{url: '{}', watch: false}}}}\nmodels: {{solar: {{backend: ollama_http, host: lan}}}}\npipelines: {{again: {pipeline}}}\n",
             host.url()

@@ -19,7 +19,7 @@ fn loads_fallbacks_tokens_and_bytes_are_counted_under_their_models() {
                 [("OLLAMA_BASE_URL".to_owned(), nobody())].into(),
                 std::collections::BTreeMap::new(),
             );
-            let path = site.path("config/demo.yaml");
+            let path = site.path("config/site.yaml");
             let config = sarai::core::config::load(&path, &env, &Overrides::default()).unwrap().config;
             let sarai = Sarai::start(&config).unwrap();
             let request = GenerateRequest::chat(vec![Message::user("hola")]);

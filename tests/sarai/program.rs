@@ -172,8 +172,8 @@ fn a_plan_shows_what_would_be_loaded_and_loads_nothing() {
 fn a_trace_is_played_on_several_budgets_and_loads_nothing() {
     let site = Site::new();
     // What a projector takes for a large image would hide the rest.
-    let blind = include_str!("../../config/demo.yaml").replace("    mmproj:", "    # mmproj:");
-    site.write("config/demo.yaml", blind);
+    let blind = include_str!("site.yaml").replace("    mmproj:", "    # mmproj:");
+    site.write("config/site.yaml", blind);
     // SOLAR's host costs nothing here; the other two fit together only in the larger budget.
     site.write("trace.csv", "time, model, seconds\n0, lfm2, 1\n10, omni, 1\n20, lfm2, 1\n30, solar, 1\n");
     let budgets = ["--budget", "0.02", "--budget", "1"];
@@ -226,11 +226,11 @@ fn a_check_tells_every_setting_and_where_it_comes_from() {
 fn a_conversation_goes_on_until_its_input_ends_and_its_metrics_can_be_read_meanwhile() {
     let site = Site::new();
     let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-    let config = include_str!("../../config/demo.yaml").to_owned()
+    let config = include_str!("site.yaml").to_owned()
         + &format!("\nmetrics: {{listen: \"127.0.0.1:{port}\"}}\n");
-    site.write("config/demo.yaml", config);
+    site.write("config/site.yaml", config);
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("sarai"))
-        .args(["--config", "config/demo.yaml", "chat", "lfm2", "--max-tokens", "8"])
+        .args(["--config", "config/site.yaml", "chat", "lfm2", "--max-tokens", "8"])
         .current_dir(site.folder.path())
         .env_clear()
         .env("HOME", site.folder.path())
@@ -265,11 +265,11 @@ fn an_interrupted_conversation_is_kept_and_goes_on() {
     for signal in ["INT", "TERM"] {
         let site = Site::new();
         let config =
-            include_str!("../../config/demo.yaml").replace("sessions: {max_gb: 0}", "sessions: {path: kept}");
-        site.write("config/demo.yaml", config);
+            include_str!("site.yaml").replace("sessions: {max_gb: 0}", "sessions: {path: kept}");
+        site.write("config/site.yaml", config);
         let question = "the dog and the cat are here and now ".repeat(15);
         let mut child = Command::new(assert_cmd::cargo::cargo_bin!("sarai"))
-            .args(["--config", "config/demo.yaml", "chat", "lfm2", "--max-tokens", "8", "--temperature", "0"])
+            .args(["--config", "config/site.yaml", "chat", "lfm2", "--max-tokens", "8", "--temperature", "0"])
             .current_dir(site.folder.path())
             .env_clear()
             .env("HOME", site.folder.path())
@@ -300,7 +300,7 @@ fn reqwest_get(url: &str) -> String {
 fn the_demo_makes_its_models_and_ends_with_the_memory_table() {
     let folder = tempfile::tempdir().unwrap();
     let site = Site { folder };
-    site.write("config/demo.yaml", include_str!("../../config/demo.yaml"));
+    site.write("config/site.yaml", include_str!("site.yaml"));
     let output = site.sarai(&nobody(), &["demo"]).output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}");

@@ -16,8 +16,8 @@ fn config(site: &Site, more: &str, overrides: &Overrides) -> Config {
     let env = Env::new(variables.into(), std::collections::BTreeMap::new());
     // By cost, who leaves depends on how long loads took, which a busy machine decides.
     let memory = format!("{more}\nmemory:\n  eviction: lru");
-    let text = include_str!("../../config/demo.yaml").replace("\nmemory:", &memory);
-    let path = site.path("config/demo.yaml");
+    let text = include_str!("site.yaml").replace("\nmemory:", &memory);
+    let path = site.path("config/site.yaml");
     let Resolved { config, .. } = sarai::core::config::parse(&text, Some(&path), &env, overrides).unwrap();
     config
 }

@@ -24,7 +24,7 @@ impl Chat {
             .env_clear()
             .envs([("HOME", site.path("")), ("XDG_RUNTIME_DIR", site.path("run"))])
             .env("OLLAMA_BASE_URL", nobody())
-            .args(["--config", "config/demo.yaml", "chat", "lfm2", "--max-tokens", "4"])
+            .args(["--config", "config/site.yaml", "chat", "lfm2", "--max-tokens", "4"])
             .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -53,8 +53,8 @@ impl Chat {
 
 fn shared() -> Site {
     let site = Site::new();
-    let shared = include_str!("../../config/demo.yaml").replace("\nmemory:", "\nmemory:\n  shared: true");
-    site.write("config/demo.yaml", shared);
+    let shared = include_str!("site.yaml").replace("\nmemory:", "\nmemory:\n  shared: true");
+    site.write("config/site.yaml", shared);
     site
 }
 

@@ -224,7 +224,7 @@ fn load(path: &Path, repacked: bool, on_progress: &mut dyn FnMut(f32) -> bool) -
     let mut callback = on_progress;
     // SAFETY: plain function that returns a struct of defaults.
     let mut params = unsafe { llama_cpp_sys_2::llama_model_default_params() };
-    params.use_extra_bufts = repacked;
+    params.use_extra_bufts = repacked && runtime::can_repack();
     params.load_mode =
         if repacked { llama_cpp_sys_2::LLAMA_LOAD_MODE_NONE } else { llama_cpp_sys_2::LLAMA_LOAD_MODE_MMAP };
     params.progress_callback = Some(trampoline);

@@ -48,6 +48,24 @@ pub(super) fn backend() -> Result<&'static LlamaBackend, Error> {
     started.as_ref().map_err(|source| Error::Runtime { source: Arc::clone(source) })
 }
 
+/// Whether weights can be repacked for the CPU. Not where llama.cpp was built with its kernels for AMX, which it would repack
+/// for: built by GCC before 15 they end the process (llama.cpp pull request 26954), and nothing here can tell who built them.
+#[expect(unsafe_code, reason = "the binding does not tell")]
+pub(super) fn can_repack() -> bool {
+    static WITH_AMX: OnceLock<bool> = OnceLock::new();
+    !*WITH_AMX.get_or_init(|| {
+        // SAFETY: a plain function without arguments.
+        let with_amx = unsafe { llama_cpp_sys_2::ggml_cpu_has_amx_int8() } != 0;
+        if with_amx {
+            tracing::warn!(
+                "llama.cpp was built with kernels for AMX, which may crash: weights are not repacked, and prompts are read more \
+                 slowly. Build it with CFLAGS and CXXFLAGS set to -U__AMX_INT8__"
+            );
+        }
+        with_amx
+    })
+}
+
 /// A load's turn. LLMs load one after another, helpers too, but a helper waits for an LLM only where both are on one file:
 /// its own load is short. llama.cpp reads and maps files side by side.
 pub(super) struct LoadTurn {
