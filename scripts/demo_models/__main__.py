@@ -42,8 +42,8 @@ def training(module, name):
 
 
 def files(folder):
-    """The GGUF files, beside the folder's other results."""
-    from . import export
+    """What config/demo holds: the GGUF files, and what is said and shown."""
+    from . import evaluation, export
     from .training import load
 
     to, tokenizer = folder / "models", folder / "tokenizer.json"
@@ -56,7 +56,8 @@ def files(folder):
     encoder = load(folder / "encoder.npz")
     export.encoder(encoder, to / "embedding.gguf", tokenizer, "sarai demo: embedding", router=False)
     export.encoder(encoder, to / "router.gguf", tokenizer, "sarai demo: router", router=True)
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(to.glob("*.gguf"))]
+    evaluation.write_demo(to)
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(to.glob("*.*")) if path.suffix in (".gguf", ".wav", ".png")]
     (to / "SHA256SUMS").write_text("".join(sums))
 
 

@@ -68,6 +68,18 @@ def drawn(folder, chance):
     return cases
 
 
+# What the demo plays: who says what, and a picture.
+PLAYED = (("question.wav", "what is the memory budget", "en-us+f5"), ("pregunta.wav", "qué es un token", "es+m4"))
+PICTURE = (0, 0, 2, 1)
+
+
+def write_demo(folder):
+    """The recordings and the picture of the demo, by voices that no training has heard."""
+    for file, text, voice in PLAYED:
+        write_wave(folder / file, speech.utter(text, voice, random.Random(f"demo {file}"))[0])
+    pictures.draw(PICTURE, random.Random("demo picture"), SIDE).save(folder / "picture.png")
+
+
 def write(folder):
     """Two sets: `development`, for choosing between trainings, and `test`, for the figures alone."""
     chance = random.Random("evaluation")

@@ -130,7 +130,7 @@ def start_ear(vocabulary):
     return weights | {"words": weights["words"][:, : len(vocabulary.heard)]}
 
 
-def train_ear(folder, tokens, steps=5200):
+def train_ear(folder, tokens, steps=4600):
     vocabulary = Vocabulary(tokens)
     recordings = []
 
@@ -248,7 +248,7 @@ def made_up_loss(weights, ids, guesses, doubts, noisy, importance, seed):
     return models.token_loss(weights, states, ids[:, 1:], importance[:, 1:])
 
 
-def train_listener(folder, tokens, steps=2600, rows=40):
+def train_listener(folder, tokens, steps=1800, rows=36):
     batches = MadeUp("listener", Vocabulary(tokens), rows)
 
     def loss(weights, *inputs):
@@ -285,7 +285,7 @@ def fit_projector(folder, tokens, ear, text, steps=1500, rows=2048):
     return ear | train("projector", folder / "projector.npz", start, loss, batch, steps, rate=3e-3, decay=0.0)
 
 
-def train_together(folder, tokens, steps=2400, made_up_rows=12):
+def train_together(folder, tokens, steps=1500, made_up_rows=10):
     path = folder / "together.npz"
     if path.exists():
         return load(path)
@@ -327,7 +327,7 @@ def train_together(folder, tokens, steps=2400, made_up_rows=12):
 # The eye.
 
 
-def train_eye(folder, tokens, steps=4000, rows=64):
+def train_eye(folder, tokens, steps=2400, rows=64):
     things = len(Vocabulary(tokens).seen)
 
     def batch(chance, _):

@@ -115,7 +115,7 @@ def worse(wave, chance):
     return np.clip(wave, -1, 1).astype(np.float32), before / RATE
 
 
-def utter(text, language, voice, chance):
+def utter(text, voice, chance):
     """A text by a voice, and when its words begin and end; `None` where espeak-ng says several words as one."""
     wave, begins = synthesiser().say(text, voice, chance.randint(120, 190), chance.randint(20, 80))
     places, place = [], 0
@@ -190,7 +190,7 @@ def spoken(job):
     text, language, seed = job
     chance = random.Random(seed)
     voice = f"{chance.choice(ACCENTS[language])}+{chance.choice(TRAINED)}"
-    wave, times = utter(text, language, voice, chance)
+    wave, times = utter(text, voice, chance)
     return Spoken(text, language, voice, spectrum(wave).astype(np.float16), times) if times else None
 
 
@@ -228,4 +228,4 @@ def held_out(texts):
     for number, (text, language) in enumerate(texts):
         chance = random.Random(f"held out {number}")
         voice = f"{ACCENTS[language][number % len(ACCENTS[language])]}+{HELD_OUT[number % len(HELD_OUT)]}"
-        yield text, voice, utter(text, language, voice, chance)[0]
+        yield text, voice, utter(text, voice, chance)[0]

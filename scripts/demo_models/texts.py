@@ -70,12 +70,12 @@ def answer_loss(weights, ids, importance):
     return loss, {"loss": loss}
 
 
-def train_expert(folder, tokens, steps=2600, rows=64):
+def train_expert(folder, tokens, steps=2000, rows=64):
     batches = Batches("expert", tokens, corpus.expert, rows)
     return train("expert", folder / "expert.npz", lambda: models.text_weights(1), answer_loss, batches, steps, rate=2e-3)
 
 
-def train_tone(folder, tokens, steps=2600, rows=40):
+def train_tone(folder, tokens, steps=2200, rows=32):
     batches = Batches("tone", tokens, corpus.tone, rows)
     return train("tone", folder / "tone.npz", lambda: models.text_weights(2), answer_loss, batches, steps, rate=2e-3)
 
@@ -123,6 +123,6 @@ def encoder_batch(tokens, intents=40, others=48):
     return batch
 
 
-def train_encoder(folder, tokens, steps=2000):
+def train_encoder(folder, tokens, steps=1200):
     start = lambda: models.encoder_weights(3, len(corpus.LABELS))
     return train("encoder", folder / "encoder.npz", start, encoder_loss, encoder_batch(tokens), steps, rate=1.5e-3)

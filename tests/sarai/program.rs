@@ -296,26 +296,41 @@ fn reqwest_get(url: &str) -> String {
     runtime.block_on(async { reqwest::get(url).await.unwrap().text().await.unwrap() })
 }
 
-#[test]
-fn the_demo_makes_its_models_and_ends_with_the_memory_table() {
+/// `sarai demo`, away from the repository: with the models that it brings.
+fn demo(arguments: &[&str]) -> std::process::Output {
     let folder = tempfile::tempdir().unwrap();
-    let site = Site { folder };
-    site.write("config/site.yaml", include_str!("site.yaml"));
-    let output = site.sarai(&nobody(), &["demo"]).output().unwrap();
+    let mut command = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("sarai"));
+    command.current_dir(folder.path()).env_clear().env("HOME", folder.path());
+    command.env("OLLAMA_BASE_URL", nobody()).arg("demo").args(arguments).output().unwrap()
+}
+
+#[test]
+fn the_demo_plays_three_uses_and_ends_with_the_memory_table() {
+    let output = demo(&[]);
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}");
+    for said in [
+        "what is the memory budget",
+        "The memory budget is the number of bytes that all loaded models may take together.",
+        "A large red circle on a blue background.",
+        "The background is blue.",
+        "ms one after another",
+    ] {
+        assert!(stdout.contains(said), "{said}: {stdout}");
+    }
     let last: Vec<&str> = stdout.lines().rev().take(2).collect();
     assert!(last[1].ends_with("3 of 3 LLMs") && last[0].starts_with("this process "), "{stdout}");
     for model in ["embedding", "router", "lfm2", "omni", "solar.gguf", "ollama_http:lan"] {
         assert!(stdout.contains(model), "{model}: {stdout}");
     }
-    assert!(stderr.contains("noise"), "{stderr}");
+    assert!(stderr.contains("These are toy models") && stderr.contains("config/sarai.yaml"), "{stderr}");
 }
 
 #[test]
 fn what_models_hold_is_measured_and_lies_within_their_estimates() {
-    let (shown, code, _) = Site::new().json(&nobody(), &["demo"]);
-    assert_eq!(code, 0);
+    let output = demo(&["--json"]);
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(shown["voice"]["steps"][1]["fallback_reason"].is_string(), "SOLAR's host is not there: {shown}");
     let memory = &shown["memory"];
     assert!(memory["used_bytes"].as_u64() <= memory["budget_bytes"].as_u64());
     assert_eq!((&memory["llms"], &memory["max_concurrent_llms"]), (&json!(3), &json!(3)));
