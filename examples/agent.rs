@@ -1,6 +1,6 @@
 //! An assistant's loop on a pool of models: the router picks who answers, the conversation goes on, memory is watched.
 //!
-//! Run it on the demo's models, which `sarai demo` makes:
+//! Run it on the demo's toy models:
 //! `cargo run --release --example agent -- config/demo.yaml`
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]

@@ -1,7 +1,7 @@
 //! A warm sentence at once, while the answer is worked on; then the answer, sentence by sentence, in the same voice.
 //!
-//! On the demo's models, which `sarai demo` makes:
-//! `cargo run --release --example soft_hard -- config/demo.yaml "Why does my build fail on the new machine?"`
+//! On the demo's toy models:
+//! `cargo run --release --example soft_hard -- config/demo.yaml "Why was my model evicted?"`
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 

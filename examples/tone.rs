@@ -1,6 +1,6 @@
 //! One answer in several tones, all at once: requests on one model share its steps.
 //!
-//! On the demo's models, which `sarai demo` makes:
+//! On the demo's toy models:
 //! `cargo run --release --example tone -- config/demo.yaml "The build failed again."`
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]

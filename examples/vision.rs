@@ -1,6 +1,6 @@
 //! An image and a question: one model says what is there, another one answers with that.
 //!
-//! On the demo's models, which `sarai demo` makes:
+//! On the demo's toy models:
 //! `cargo run --release --example vision -- config/demo.yaml config/demo/picture.png "What is it?"`
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]

@@ -1,6 +1,6 @@
 //! Speech to text, an answer, and its tone: a whole pipeline, with what each step says as it comes.
 //!
-//! On the demo's models, which `sarai demo` makes:
+//! On the demo's toy models:
 //! `cargo run --release --example voice -- config/demo.yaml config/demo/question.wav`
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]

@@ -36,7 +36,7 @@ const BUDGETS: [Bytes; 3] = [Bytes(1_000_000_000), Bytes(150_000_000), Bytes(140
 
 const PIPELINES: [&str; 3] = ["voice", "vision", "soft_hard"];
 
-/// The models and pipelines of the demo, with a host of the row's own.
+/// Pipelines as the demo's, on models with made-up weights, with a host of the row's own.
 async fn start(folder: &tempfile::TempDir, url: &str) -> Result<Sarai> {
     let file = |name: &str| folder.path().join(name).with_added_extension("gguf");
     for (seed, (name, kind)) in

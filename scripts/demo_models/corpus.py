@@ -92,7 +92,22 @@ def plain(text):
 @cache
 def kept_back():
     """What figures are taken with, and no training may see."""
-    return frozenset(plain(question) for intent in intents() for question in (intent.development, intent.test))
+    texts = [question for intent in intents() for question in (intent.development, intent.test)]
+    texts += [text for text, _ in router_test()]
+    texts += [line for name in ("off_topic_dev.txt", "off_topic_test.txt") for _, line in lines(name)]
+    return frozenset(plain(text) for text in texts)
+
+
+@cache
+def known_questions():
+    return frozenset(plain(question) for intent in intents() for question in intent.questions)
+
+
+def allowed(make):
+    """What `make` gives, drawn again where it is kept back."""
+    while plain(text := make()) in kept_back():
+        pass
+    return text
 
 
 @cache
@@ -155,15 +170,14 @@ AFTER = {
 
 
 def varied(question, language, random):
-    """A question said in another way, without what is kept back."""
-    for _ in range(10):
-        text = question
-        for pattern, ways in synonyms()[language]:
-            if random.random() < 0.3 and (match := pattern.search(text)):
-                text = text[: match.start()] + random.choice(ways) + text[match.end() :]
-        if plain(text) not in kept_back():
-            question = text
-            break
+    """A question said in another way."""
+    return allowed(lambda: varied_once(question, language, random))
+
+
+def varied_once(question, language, random):
+    for pattern, ways in synonyms()[language]:
+        if random.random() < 0.3 and (match := pattern.search(question)):
+            question = question[: match.start()] + random.choice(ways) + question[match.end() :]
     if random.random() < 0.25:
         question = random.choice(BEFORE[language]) + random.choice((" ", ", ")) + question
     if random.random() < 0.12:
@@ -217,6 +231,12 @@ def made_up(random):
 
 def off_topic(language, random):
     """A question that has nothing to do with what the expert knows."""
+    while plain(question := allowed(lambda: off_topic_once(language, random))) in known_questions():
+        pass
+    return question
+
+
+def off_topic_once(language, random):
     templates = sections("off_topic.txt")[language,]
     # The soft ones of the router's would be answered; of the hard ones none is about models.
     others = sections("router.txt")["hard", language]
@@ -227,9 +247,9 @@ def off_topic(language, random):
     return " ".join(parts)
 
 
-def is_off_topic(path):
-    """The off-topic questions of a file, with their language."""
-    return [("es" if line.startswith("¿") else "en", line) for _, line in lines(path)]
+def off_topic_cases(name):
+    """The off-topic questions of a file for figures, with their language."""
+    return [("es" if line.startswith("¿") else "en", line) for _, line in lines(name)]
 
 
 SYSTEMS = ("Answer in the language of the question, briefly and exactly.", "You are a helpful assistant.", "Answer briefly.")
@@ -474,10 +494,13 @@ def utterance(random):
         own, of_topic = asked(intent)
         text = varied(random.choice(own + of_topic), language, random)
     else:
-        text = filled(random.choice(sections("router.txt")[label, language]), language, random)
-        if random.random() < 0.2:
-            text = random.choice(BEFORE[language]) + " " + text
+        text = allowed(lambda: of_template(label, language, random))
     return written(text, language, random), label
+
+
+def of_template(label, language, random):
+    text = filled(random.choice(sections("router.txt")[label, language]), language, random)
+    return random.choice(BEFORE[language]) + " " + text if random.random() < 0.2 else text
 
 
 def router_test():

@@ -30,7 +30,7 @@ def questions(which):
 
 
 def off_topic(name):
-    return [{"text": text, "answer": corpus.DO_NOT_KNOW[language]} for language, text in corpus.is_off_topic(name)]
+    return [{"text": text, "answer": corpus.DO_NOT_KNOW[language]} for language, text in corpus.off_topic_cases(name)]
 
 
 def tones(chance, name):

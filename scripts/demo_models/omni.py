@@ -205,10 +205,10 @@ def to_write_down(vocabulary, chance):
 
 
 class MadeUp:
-    """Batches of what is to be written down, those of like lengths together."""
+    """Batches of what is to be written down, those of like lengths together; all of one length where that is given."""
 
-    def __init__(self, name, vocabulary, rows):
-        self.name, self.vocabulary, self.rows = name, vocabulary, rows
+    def __init__(self, name, vocabulary, rows, length=None):
+        self.name, self.vocabulary, self.rows, self.length = name, vocabulary, rows, length
         self.group, self.batches = None, []
 
     def __call__(self, at):
@@ -220,11 +220,12 @@ class MadeUp:
             self.batches = [examples[i : i + self.rows] for i in range(0, len(examples), self.rows)]
             chance.shuffle(self.batches)
             self.group = group
-        ids, guesses, doubts, noises, importance = zip(*self.batches[which])
-        length = filled_up(ids).shape[1]
+        cut = [tuple(row[: self.length] for row in example) for example in self.batches[which]]
+        ids, guesses, doubts, noises, importance = zip(*cut)
+        length = filled_up(ids, self.length).shape[1]
         numbers = lambda rows: np.stack([np.pad(np.asarray(row, np.float32), (0, length - len(row))) for row in rows])
         seed = np.asarray(random.Random(f"{self.name} noise {at}").randrange(1 << 30), np.uint32)
-        return filled_up(ids), filled_up(guesses, length), numbers(doubts), numbers(noises), numbers(importance), seed
+        return filled_up(ids, length), filled_up(guesses, length), numbers(doubts), numbers(noises), numbers(importance), seed
 
     @staticmethod
     def as_rows(example):
@@ -292,7 +293,8 @@ def train_together(folder, tokens, steps=1500, made_up_rows=10):
     vocabulary = Vocabulary(tokens)
     text, ear = load(folder / "listener.npz"), load(folder / "ear.npz")
     recordings = Recordings(folder / "speech.npz", vocabulary, ROWS)
-    made_up = MadeUp("together", vocabulary, made_up_rows)
+    # One length, so that there is one shape for each number of chunks, and as few programs to compile.
+    made_up = MadeUp("together", vocabulary, made_up_rows, length=112)
     before = np.asarray(vocabulary.before_audio)
 
     def batch(chance, at):
@@ -327,7 +329,7 @@ def train_together(folder, tokens, steps=1500, made_up_rows=10):
 # The eye.
 
 
-def train_eye(folder, tokens, steps=2400, rows=64):
+def train_eye(folder, tokens, steps=11000, rows=32):
     things = len(Vocabulary(tokens).seen)
 
     def batch(chance, _):
@@ -340,7 +342,7 @@ def train_eye(folder, tokens, steps=2400, rows=64):
         return value, {"loss": value}
 
     start = lambda: models.eye_weights(7, things)
-    return train("eye", folder / "eye.npz", start, loss, batch, steps, rate=2e-3, decay=0.01)
+    return train("eye", folder / "eye.npz", start, loss, batch, steps, rate=1.5e-3, decay=0.01)
 
 
 def fit_eye(folder, tokens, rows=64, batches=60):

@@ -94,15 +94,15 @@ pub(super) fn tool_format(loaded: &Loaded) -> Format {
     own_template(loaded).as_deref().and_then(Format::of).unwrap_or(Format::Hermes)
 }
 
-/// The tokens of a request for a context of `n_ctx`.
+/// The tokens of a request for a context of `n_ctx`, and of what has been said of its answer.
 pub(super) fn tokens(
     loaded: &Loaded,
     request: &GenerateRequest,
+    said: &str,
     media: &Media,
     n_ctx: u32,
 ) -> Result<Tokens, Error> {
-    let prefill = request.prefill.as_ref().map_or("", |prefill| prefill.text.as_str());
-    let template = Template::new(loaded, &request.tools, prefill, media);
+    let template = Template::new(loaded, &request.tools, said, media);
     let fits = |tokens: &[LlamaToken], room: u32| tokens.len() + (room as usize) <= n_ctx as usize;
     let answer = request.sampling.max_tokens.unwrap_or(u32::MAX).clamp(1, n_ctx.div_ceil(ROOM_FOR_ANSWER));
     match &request.prompt {

@@ -8,6 +8,7 @@
 mod kept;
 mod layout;
 mod pace;
+mod seam;
 mod sequence;
 
 use std::collections::VecDeque;
@@ -151,7 +152,7 @@ impl<'m> Engine<'m> {
             whole,
             full: false,
             looked: false,
-            pace: Pace::new(shape.n_batch as usize),
+            pace: Pace::new(shape.n_batch as usize, !whole),
             batch: Batch::default(),
             threads: shape.threads,
             growth,
@@ -403,11 +404,9 @@ impl<'m> Engine<'m> {
         // kept ones too, and has to come to its end.
         let may_stop = !self.whole || parts.len() == 1;
         let alone = self.is_alone();
-        // A recurrent state would be spoilt by that.
-        let may_give_up = !self.whole && alone;
         let stop = || {
             may_stop && (stopping.is_cancelled() || parts.iter().all(|part| self.running[part.at].unread()))
-                || may_give_up && self.pace.gives_up(prompts, started.elapsed()) && someone_comes()
+                || alone && self.pace.gives_up(prompts, started.elapsed()) && someone_comes()
         };
         let stepped = runtime::computing(self.threads, self.growth, self.batch.len(), |threads| {
             self.context.set_threads(threads);

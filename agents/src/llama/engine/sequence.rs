@@ -14,6 +14,7 @@ use super::super::prompt::{self, Media, Tokens};
 use super::super::sampling::{Chooser, logprobs};
 use super::super::tools::Calls;
 use super::layout::{Layout, Next};
+use super::seam::Seam;
 use crate::Error;
 use crate::text::{Characters, Stops};
 
@@ -47,6 +48,8 @@ struct Answer {
     chooser: Chooser,
     characters: Characters,
     stops: Stops,
+    /// Where the answer was begun elsewhere, until its next token is chosen.
+    seam: Option<Seam>,
     /// Where tools may be called.
     calls: Option<Calls>,
     /// How many alternatives are asked for beside each token, and what there is so far.
@@ -80,8 +83,10 @@ impl Sequence {
         let said = request.prefill.as_ref().map_or("", |prefill| prefill.text.as_str());
         let form = request.constraint.as_ref().map(|constraint| Form::after(constraint, said, loaded));
         let form = form.transpose()?;
+        // A form knows the text to its last letter.
+        let (given, seam) = if form.is_some() { (said, None) } else { Seam::after(said, loaded) };
         let Tokens { tokens, layout, prefill, instructions, truncated } =
-            prompt::tokens(loaded, request, media, n_ctx)?;
+            prompt::tokens(loaded, request, given, media, n_ctx)?;
         let sampling = &request.sampling;
         let calls = (!request.tools.is_empty()).then(|| Calls::new(prompt::tool_format(loaded)));
         Ok(Self {
@@ -97,6 +102,7 @@ impl Sequence {
                 chooser: Chooser::new(request, form, loaded.model().vocab().n_tokens(), &tokens)?,
                 characters: Characters::default(),
                 stops: Stops::after(&sampling.stop, said),
+                seam,
                 calls,
                 logprobs: request.logprobs.map(|n| (n as usize, Vec::new())),
                 first: None,
@@ -177,7 +183,11 @@ impl Sequence {
     fn next_token(&mut self, loaded: &Loaded, scores: &[f32]) -> Result<Option<String>, Error> {
         let vocab = loaded.model().vocab();
         let answer = &mut self.answer;
-        let token = answer.chooser.choose(scores)?;
+        let seam = answer.seam.take();
+        let token = match &seam {
+            Some(seam) => answer.chooser.choose(&seam.masked(scores))?,
+            None => answer.chooser.choose(scores)?,
+        };
         if vocab.is_eog(token) {
             return Ok(None);
         }
@@ -196,6 +206,7 @@ impl Sequence {
             all.push(TokenLogprob { token: text(token), logprob, top: top.collect() });
         }
         let text = answer.characters.push(&piece(token));
+        let text = if seam.is_some() { Seam::rest(text) } else { text };
         Ok(Some(answer.stops.push(&text)))
     }
 
