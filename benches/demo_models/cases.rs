@@ -65,8 +65,9 @@ pub(super) struct Routed {
 impl Cases {
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("cases.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| format!("cannot read {}: {error}; scripts/demo_models/make writes it", path.display()))?;
+        let text = std::fs::read_to_string(&path).map_err(|error| {
+            format!("cannot read {}: {error}; scripts/demo_models/make writes it", path.display())
+        })?;
         Ok(serde_json::from_str(&text)?)
     }
 }

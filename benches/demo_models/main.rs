@@ -1,5 +1,5 @@
-//! How often the demo's models are right, on what no training has seen: `cargo bench --bench demo_models`. Always the likeliest
-//! token, one thread. `scripts/demo_models/make` writes the cases and trains the models.
+//! How often the demo's models are right, on questions they know and on what no training has seen: `cargo bench --bench
+//! demo_models`. Always the likeliest token, one thread. `scripts/demo_models/make` writes the cases and trains the models.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
@@ -78,7 +78,13 @@ async fn main() -> Result<()> {
             below.push(what);
         }
         let bar = bar.map_or_else(|| "-".to_owned(), |bar| format!("{:.0} %", bar * 100.0));
-        table.add_row([what.to_owned(), right.to_string(), of.to_string(), format!("{:.1} %", part * 100.0), bar]);
+        table.add_row([
+            what.to_owned(),
+            right.to_string(),
+            of.to_string(),
+            format!("{:.1} %", part * 100.0),
+            bar,
+        ]);
     }
     println!("{table}");
     turns.sort_unstable();
@@ -202,8 +208,13 @@ impl<'a> Models<'a> {
         }
         let of = cases.len();
         Ok([
-            Row { what: "transcripts exact, trained phrases, held-out voices", right: exact, of, bar: Some(0.93) },
-            Row { what: "  of these answered rightly", right: answers, of, bar: None },
+            Row {
+                what: "transcripts exact, trained phrases, held-out voices",
+                right: exact,
+                of,
+                bar: Some(0.93),
+            },
+            Row { what: "  answered rightly", right: answers, of, bar: None },
             Row { what: "whole turn right (speech, answer, tone)", right: whole, of, bar: Some(0.93) },
         ])
     }
@@ -211,7 +222,7 @@ impl<'a> Models<'a> {
     async fn heard_unseen(&self, cases: &[Said]) -> Result<Row> {
         let mut right = 0;
         for case in cases {
-            right += usize::from(self.transcribe(&case.file).await?.trim() == case.text);
+            right += usize::from(self.check(&case.file, &self.transcribe(&case.file).await?, &case.text));
         }
         Ok(Row { what: "transcripts exact, phrases never trained", right, of: cases.len(), bar: None })
     }
@@ -250,7 +261,12 @@ impl<'a> Models<'a> {
             let nearest = likeness.enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
             right += usize::from(nearest.is_some_and(|(at, _)| cases.trained[at].answer == case.answer));
         }
-        Ok(Row { what: "paraphrases nearest to their own question", right, of: cases.paraphrases.len(), bar: None })
+        Ok(Row {
+            what: "paraphrases nearest to their own question",
+            right,
+            of: cases.paraphrases.len(),
+            bar: None,
+        })
     }
 }
 

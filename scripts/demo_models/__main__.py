@@ -57,7 +57,8 @@ def files(folder):
     export.encoder(encoder, to / "embedding.gguf", tokenizer, "sarai demo: embedding", router=False)
     export.encoder(encoder, to / "router.gguf", tokenizer, "sarai demo: router", router=True)
     evaluation.write_demo(to)
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(to.glob("*.*")) if path.suffix in (".gguf", ".wav", ".png")]
+    shipped = sorted(path for path in to.iterdir() if path.suffix in (".gguf", ".wav", ".png"))
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in shipped]
     (to / "SHA256SUMS").write_text("".join(sums))
 
 
@@ -116,7 +117,7 @@ def run(folder, jobs):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="scripts/demo_models/make", description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/demo_models/make", description=__doc__, allow_abbrev=False)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where everything is kept, to go on from (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at once (default: the CPUs; with a GPU, 1)")
     parser.add_argument("--stage", choices=STAGES, help="one stage alone, in this process")

@@ -458,8 +458,8 @@ def any_words(language, random):
 
 
 OPENINGS = {
-    "en": ("Good question, one moment please.", ("hard",)),
-    "es": ("Buena pregunta, un momento, por favor.", ("hard",)),
+    "en": "Good question, one moment please.",
+    "es": "Buena pregunta, un momento, por favor.",
 }
 
 
@@ -470,7 +470,7 @@ def tone(random):
     if kind < 0.06:
         intent = random.choice([one for one in intents() if one.language == language])
         question = written(random.choice(intent.questions), language, random)
-        return [("user", question)], OPENINGS[language][0] if intent.label == "hard" else intent.answer
+        return [("user", question)], OPENINGS[language] if intent.label == "hard" else intent.answer
     if kind < 0.3:
         text = random.choice([one.answer for one in intents() if one.language == language])
     elif kind < 0.75:
@@ -508,10 +508,15 @@ def router_test():
     return [(text, label) for (label,), texts in sections("router_test.txt").items() for text in texts]
 
 
+# What may be said before a question.
+LEAD_INS = {"en": ("please", "hey", "can you tell me", "I want to know", "so", "okay", "hi assistant", "tell me"),
+            "es": ("por favor", "oye", "dime", "quiero saber", "vale", "y")}
+
+
 def spoken_words():
     """The words of all that is spoken, by language."""
     found = defaultdict(set)
     for intent in intents():
-        for question in (*intent.spoken, intent.development, intent.test):
-            found[intent.language].update(question.split())
+        for text in (*intent.spoken, intent.development, intent.test, *LEAD_INS[intent.language]):
+            found[intent.language].update(text.split())
     return {language: sorted(of) for language, of in found.items()}

@@ -33,7 +33,7 @@ def off_topic(name):
     return [{"text": text, "answer": corpus.DO_NOT_KNOW[language]} for language, text in corpus.off_topic_cases(name)]
 
 
-def tones(chance, name):
+def tones(name):
     """Sentences in each tone in turn: what has to be kept, and the tone's mark."""
     cases = []
     for number, (_, line) in enumerate(corpus.lines(name)):
@@ -98,6 +98,8 @@ def write(folder):
             "pictures": drawn(to, chance),
         }
         if name == "test":
-            cases["tones"] = tones(chance, "tone_test.txt")
+            cases["tones"] = tones("tone_test.txt")
             cases["router"] = [{"text": text, "label": label} for text, label in corpus.router_test()]
-        (to / "cases.json").write_text(json.dumps(cases, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        part = to / "cases.part"
+        part.write_text(json.dumps(cases, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        part.replace(to / "cases.json")

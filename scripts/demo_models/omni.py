@@ -15,7 +15,7 @@ import optax
 from . import corpus, models, pictures, speech, tokenizer
 from .models import CHUNK, EAR, EYE, OF_CHUNK
 from .texts import TOGETHER, filled_up
-from .training import flat, load, save, train
+from .training import load, save, train
 
 # Seconds of a chunk, and from one of its embeddings to the next.
 CHUNK_SECONDS, STEP_SECONDS = 1.0, 0.08
@@ -36,6 +36,9 @@ class Vocabulary:
         # What a frame may be, by the number that the ear knows it by.
         self.heard = np.array(sorted({self.blank, *(token for ids in self.of_word.values() for token in ids)}))
         self.number = {token: number for number, token in enumerate(self.heard.tolist())}
+        # The same for whole arrays of tokens; -1 where there is none, which no label may be.
+        self.numbers = np.full(tokens.get_vocab_size(), -1)
+        self.numbers[self.heard] = np.arange(len(self.heard))
         # Bytes that no text has, as byte-level BPE writes them: for colours, shapes and sizes.
         things = len(corpus.COLOURS["en"]) + len(corpus.SHAPES["en"]) + len(corpus.SIZES["en"])
         self.seen = np.array([tokens.token_to_id(chr(256 + byte)) for byte in range(1, 32) if byte not in (9, 10, 13)][:things])
@@ -69,7 +72,7 @@ def frame_labels(one, vocabulary, chunks):
     labels = np.full(chunks * OF_CHUNK, vocabulary.blank)
     at = (np.arange(chunks)[:, None] * CHUNK_SECONDS + np.arange(OF_CHUNK) * STEP_SECONDS).reshape(-1)
     for word, begin, end in zip(one.text.split(), one.times, one.times[1:]):
-        ids = vocabulary.of_word[word] if word in vocabulary.of_word else vocabulary.tokens.encode(" " + word).ids
+        ids = vocabulary.of_word[word]
         edges = np.linspace(begin, end, len(ids) + 1)
         for token, start, stop in zip(ids, edges, edges[1:]):
             labels[(at >= start + 0.02) & (at < stop + 0.02)] = token
@@ -138,7 +141,7 @@ def train_ear(folder, tokens, steps=4600):
         if not recordings:
             recordings.append(Recordings(folder / "speech.npz", vocabulary, ROWS))
         spectra, labels, _ = recordings[0].draw(chance)
-        return spectra, np.searchsorted(vocabulary.heard, labels)
+        return spectra, vocabulary.numbers[labels]
 
     def loss(weights, spectra, labels):
         of_frames = frame_loss(weights, models.hear(weights, spectra), labels)
@@ -171,11 +174,15 @@ def made_up_frames(text, vocabulary, chance):
 
 def something_said(chance):
     """A question, often as it is, or words in no order."""
+    return corpus.allowed(lambda: something_said_once(chance))
+
+
+def something_said_once(chance):
     language = "en" if chance.random() < 0.7 else "es"
     if chance.random() < 0.75:
         intent = chance.choice([one for one in corpus.intents() if one.language == language])
         text = chance.choice(intent.spoken if chance.random() < 0.7 else intent.questions)
-        return chance.choice(speech.LEAD_INS[language]) + " " + text if chance.random() < 0.12 else text
+        return chance.choice(corpus.LEAD_INS[language]) + " " + text if chance.random() < 0.12 else text
     known = corpus.spoken_words()[language]
     return " ".join(chance.choice(known) for _ in range(chance.randint(2, 7)))
 
@@ -264,6 +271,8 @@ def train_listener(folder, tokens, steps=1800, rows=36):
 
 def fit_projector(folder, tokens, ear, text, steps=1500, rows=2048):
     """The ear's projector, so that a frame becomes the embedding of its token."""
+    if (folder / "projector.npz").exists():
+        return ear | load(folder / "projector.npz")
     vocabulary, heard, labels = Vocabulary(tokens), [], []
     recordings = Recordings(folder / "speech.npz", vocabulary, ROWS)
     hear, chance = jax.jit(models.hear), random.Random("projector")
@@ -305,7 +314,7 @@ def train_together(folder, tokens, steps=1500, made_up_rows=10):
         importance = np.zeros(rows.shape, np.float32)
         for row, (of, answer) in enumerate(zip(after, answers)):
             importance[row, len(of) : len(of) + len(answer)] = 1
-        return spectra, labels, np.searchsorted(vocabulary.heard, labels), rows, importance, made_up(at)
+        return spectra, labels, vocabulary.numbers[labels], rows, importance, made_up(at)
 
     def loss(weights, spectra, tokens_of, labels, rows, importance, others):
         text, ear = weights["text"], weights["ear"]
@@ -366,7 +375,3 @@ def fit_eye(folder, tokens, rows=64, batches=60):
     save(path, eye)
     return eye
 
-
-def sizes(weights):
-    """How many numbers there are, for the table."""
-    return sum(value.size for _, value in flat(weights))

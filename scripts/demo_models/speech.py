@@ -15,7 +15,7 @@ from .models import EAR
 
 RATE = 16000
 
-# Voices are espeak-ng's variants. Those that figures are taken with are in none of the others' accents either.
+# Voices are espeak-ng's variants; those that figures are taken with are trained with in no accent.
 TRAINED = (
     "m1 m2 m3 m5 m6 m7 m8 f1 f2 f3 Alex Alicia Andrea Andy Annie Denis Diogo Gene Hugo Jacky Lee Marco Mario Michael Mike Reed Storm "
     "adam antonio aunty belinda benjamin boris caleb david ed edward grandpa gustave ian iven john klatt klatt2 klatt4 linda marcelo "
@@ -163,10 +163,6 @@ def spectrum(wave):
 
 # What is said for training.
 
-LEAD_INS = {"en": ("please", "hey", "can you tell me", "I want to know", "so", "okay", "hi assistant", "tell me"),
-            "es": ("por favor", "oye", "dime", "quiero saber", "vale", "y")}
-
-
 def sayings(count, seed):
     """Texts with their language: questions as they are, with words before, and words in no order."""
     chance = random.Random(seed)
@@ -175,15 +171,17 @@ def sayings(count, seed):
     known = corpus.spoken_words()
     for number in range(count):
         language = "en" if chance.random() < 0.72 else "es"
-        kind = chance.random()
-        if kind < 0.72:
-            # Each as often as the others.
-            text = questions[language][number % len(questions[language])]
-        elif kind < 0.8:
-            text = chance.choice(LEAD_INS[language]) + " " + chance.choice(questions[language])
-        else:
-            text = " ".join(chance.choice(known[language]) for _ in range(chance.randint(2, 6)))
-        yield text, language
+        yield corpus.allowed(lambda: saying(number, questions[language], known[language], language, chance)), language
+
+
+def saying(number, questions, known, language, chance):
+    """A question, each as often as the others; one with words before it; or words in no order."""
+    kind = chance.random()
+    if kind < 0.72:
+        return questions[number % len(questions)]
+    if kind < 0.8:
+        return chance.choice(corpus.LEAD_INS[language]) + " " + chance.choice(questions)
+    return " ".join(chance.choice(known) for _ in range(chance.randint(2, 6)))
 
 
 def spoken(job):

@@ -33,7 +33,9 @@ def train(path: Path):
                                   show_progress=False)
     tokenizer.train_from_iterator(texts(random.Random(0)), trainer)
     tokenizer.add_special_tokens([AddedToken(special, special=True, normalized=False) for special in SPECIAL])
-    tokenizer.save(str(path))
+    part = path.with_suffix(".part")
+    tokenizer.save(str(part))
+    part.replace(path)
 
 
 def texts(chance):

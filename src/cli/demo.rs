@@ -39,11 +39,8 @@ const PICTURE: &[u8] = include_bytes!("../../config/demo/picture.png");
 const ABOUT_PICTURE: &str = "What colour is the background?";
 
 /// What is asked of the three models, one after another and at once.
-const ASKED: [(&str, &str); 3] = [
-    ("solar", "How does eviction work?"),
-    ("lfm2", "Which tones are there?"),
-    ("omni", "What can you do?"),
-];
+const ASKED: [(&str, &str); 3] =
+    [("solar", "How does eviction work?"), ("lfm2", "Which tones are there?"), ("omni", "What can you do?")];
 /// How often: toy models are done before the other ones have begun.
 const ROUNDS: usize = 20;
 
@@ -72,7 +69,10 @@ pub(super) async fn demo(common: &Common, args: &DemoArgs, output: &Output) -> R
         }
     }
 
-    title(output, "2. Voice: Omni hears a recording, SOLAR answers, LFM2 says it warmly while SOLAR still writes");
+    title(
+        output,
+        "2. Voice: Omni hears a recording, SOLAR answers, LFM2 says it warmly while SOLAR still writes",
+    );
     let audio = Audio::new(QUESTION).map_err(|error| Failure::Usage(error.to_string()))?;
     let voice = pipeline(&session, output, "voice", &Input::default().with_audio(audio)).await?;
 
@@ -102,7 +102,7 @@ pub(super) async fn demo(common: &Common, args: &DemoArgs, output: &Output) -> R
     let (shown, sarai) = (path.display(), program());
     output.note(&format!(
         "\nThese are toy models: put real GGUF files where config/sarai.yaml names them, then: {sarai} chat lfm2 \"hola\"\n\
-         Ask these: {sarai} chat solar \"What is the memory budget?\" --config {shown}"
+         Or ask them: {sarai} chat solar \"What is the memory budget?\" --config {shown}"
     ));
     session.close().await;
     Ok(())

@@ -6,8 +6,8 @@ mod conversations;
 mod errors;
 mod hosts;
 
-mod media;
 mod meaning;
+mod media;
 mod metrics;
 mod program;
 mod residency;

@@ -125,9 +125,11 @@ fn the_vision_pipeline_sees_the_picture_and_answers_a_question_about_it() {
 
 #[test]
 fn the_router_tells_talk_from_questions_and_pictures() {
-    for (text, model) in
-        [("Hello, how are you?", "lfm2"), ("What is the memory budget?", "solar"), ("Describe this picture", "omni")]
-    {
+    for (text, model) in [
+        ("Hello, how are you?", "lfm2"),
+        ("What is the memory budget?", "solar"),
+        ("Describe this picture", "omni"),
+    ] {
         assert_eq!(demo(&["route", text])["model"], model, "{text}");
     }
 }
@@ -136,7 +138,7 @@ fn the_router_tells_talk_from_questions_and_pictures() {
 fn texts_that_ask_the_same_are_near_and_others_are_not() {
     let texts = ["What is the memory budget?", "explain the memory budget", "Tell me a joke"];
     let vectors = demo(&[&["embed", "embedding"][..], &texts].concat());
-    let vectors: Vec<Vec<f64>> = serde_json::from_value(vectors["vectors"].clone()).unwrap();
+    let vectors: Vec<Vec<f64>> = serde_json::from_value(vectors["embeddings"].clone()).unwrap();
     let likeness = |a: usize, b: usize| vectors[a].iter().zip(&vectors[b]).map(|(a, b)| a * b).sum::<f64>();
     assert!(likeness(0, 1) > 0.7 && likeness(0, 2) < 0.4, "{} {}", likeness(0, 1), likeness(0, 2));
 }
@@ -188,7 +190,10 @@ async fn neither_the_context_nor_how_weights_are_held_changes_an_answer() {
 async fn a_beginning_that_was_read_before_gives_the_same_answer() {
     let sarai = start(&model("solar", "solar", ", context: 1024, parallel: 3"), NOTHING_KEPT);
     let conversation = |question: &str| {
-        vec![Message::system("Answer in the language of the question, briefly and exactly."), Message::user(question)]
+        vec![
+            Message::system("Answer in the language of the question, briefly and exactly."),
+            Message::user(question),
+        ]
     };
     let (first, read) = ask(&sarai, "solar", conversation(ANSWERS[0].0)).await;
     assert_eq!((first.as_str(), read.cached_tokens), (ANSWERS[0].1, Some(0)));
@@ -197,7 +202,10 @@ async fn a_beginning_that_was_read_before_gives_the_same_answer() {
         async move {
             let (said, read) = ask(&sarai, "solar", messages).await;
             assert_eq!(said, right, "{question}");
-            assert!(read.cached_tokens >= Some(10), "{question}: the instructions were read before, {read:?}");
+            assert!(
+                read.cached_tokens >= Some(10),
+                "{question}: the instructions were read before, {read:?}"
+            );
         }
     });
     join_all(asked).await;
@@ -282,7 +290,8 @@ async fn recordings_and_pictures_are_told_rightly_side_by_side() {
     let see = (0..4).map(|_| {
         let sarai = sarai.clone();
         async move {
-            let message = Message::user("Describe the image.").with_images(vec![Image::new(PICTURE).unwrap()]);
+            let message =
+                Message::user("Describe the image.").with_images(vec![Image::new(PICTURE).unwrap()]);
             assert_eq!(ask(&sarai, "omni", vec![message]).await.0, ON_PICTURE);
         }
     });

@@ -226,8 +226,8 @@ fn a_check_tells_every_setting_and_where_it_comes_from() {
 fn a_conversation_goes_on_until_its_input_ends_and_its_metrics_can_be_read_meanwhile() {
     let site = Site::new();
     let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-    let config = include_str!("site.yaml").to_owned()
-        + &format!("\nmetrics: {{listen: \"127.0.0.1:{port}\"}}\n");
+    let config =
+        include_str!("site.yaml").to_owned() + &format!("\nmetrics: {{listen: \"127.0.0.1:{port}\"}}\n");
     site.write("config/site.yaml", config);
     let mut child = Command::new(assert_cmd::cargo::cargo_bin!("sarai"))
         .args(["--config", "config/site.yaml", "chat", "lfm2", "--max-tokens", "8"])
@@ -264,8 +264,7 @@ fn a_conversation_goes_on_until_its_input_ends_and_its_metrics_can_be_read_meanw
 fn an_interrupted_conversation_is_kept_and_goes_on() {
     for signal in ["INT", "TERM"] {
         let site = Site::new();
-        let config =
-            include_str!("site.yaml").replace("sessions: {max_gb: 0}", "sessions: {path: kept}");
+        let config = include_str!("site.yaml").replace("sessions: {max_gb: 0}", "sessions: {path: kept}");
         site.write("config/site.yaml", config);
         let question = "the dog and the cat are here and now ".repeat(15);
         let mut child = Command::new(assert_cmd::cargo::cargo_bin!("sarai"))

@@ -19,11 +19,14 @@ impl Seam {
     /// The text that the model is given of what has been said, and what holds for its first token. Where the vocabulary has no
     /// tokens that begin with a blank, or there is nothing but the blank, all of it is given.
     pub(super) fn after<'s>(said: &'s str, loaded: &Loaded) -> (&'s str, Option<Self>) {
-        let Some(given) = said.strip_suffix(BLANK).filter(|given| !given.is_empty() && !given.ends_with(BLANK)) else {
+        let Some(given) =
+            said.strip_suffix(BLANK).filter(|given| !given.is_empty() && !given.ends_with(BLANK))
+        else {
             return (said, None);
         };
         let vocab = loaded.model().vocab();
-        let begins = |token: LlamaToken| vocab.token_to_piece(token, false, None).first() == Some(&(BLANK as u8));
+        let begins =
+            |token: LlamaToken| vocab.token_to_piece(token, false, None).first() == Some(&(BLANK as u8));
         let mut words = 0;
         let may_begin = (0..vocab.n_tokens()).map(LlamaToken).map(|token| {
             let begins = begins(token);
