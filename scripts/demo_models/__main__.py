@@ -13,9 +13,10 @@ FOLDER = REPOSITORY / "target/demo_models"
 RECORDINGS = 24000
 
 
-def vocabulary(folder):
-    from . import tokenizer
+def make_vocabulary(folder):
+    from . import corpus, tokenizer
 
+    corpus.check()
     if not (folder / "tokenizer.json").exists():
         tokenizer.train(folder / "tokenizer.json")
 
@@ -26,7 +27,7 @@ def tokens_in(folder):
     return tokenizer.load(folder / "tokenizer.json")
 
 
-def speech(folder):
+def record_speech(folder):
     from . import speech
 
     speech.render(folder / "speech.npz", RECORDINGS, os.cpu_count() or 1)
@@ -41,7 +42,7 @@ def training(module, name):
     return stage
 
 
-def files(folder):
+def write_files(folder):
     """What config/demo holds: the GGUF files, and what is said and shown."""
     from . import evaluation, export
     from .training import load
@@ -62,7 +63,7 @@ def files(folder):
     (to / "SHA256SUMS").write_text("".join(sums))
 
 
-def evaluation(folder):
+def write_cases(folder):
     from . import evaluation
 
     if not (folder / "evaluation/test/cases.json").exists():
@@ -71,8 +72,8 @@ def evaluation(folder):
 
 # What each stage needs, in the order in which they are begun.
 STAGES = {
-    "vocabulary": (vocabulary, ()),
-    "speech": (speech, ("vocabulary",)),
+    "vocabulary": (make_vocabulary, ()),
+    "speech": (record_speech, ("vocabulary",)),
     "ear": (training("omni", "train_ear"), ("speech",)),
     "listener": (training("omni", "train_listener"), ("speech",)),
     "expert": (training("texts", "train_expert"), ("speech",)),
@@ -81,8 +82,8 @@ STAGES = {
     "eye": (training("omni", "train_eye"), ("speech",)),
     "encoder": (training("texts", "train_encoder"), ("speech",)),
     "seeing": (training("omni", "fit_eye"), ("together", "eye")),
-    "evaluation": (evaluation, ("speech",)),
-    "files": (files, ("expert", "tone", "seeing", "encoder")),
+    "evaluation": (write_cases, ("speech",)),
+    "files": (write_files, ("expert", "tone", "seeing", "encoder")),
 }
 
 

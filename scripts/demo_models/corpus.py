@@ -98,6 +98,18 @@ def kept_back():
     return frozenset(plain(text) for text in texts)
 
 
+def check():
+    """Raises where a question has two answers, or is trained on and held back at once: it would be drawn again for ever."""
+    answers = {}
+    for intent in intents():
+        for question in intent.questions:
+            other = answers.setdefault((intent.language, plain(question)), intent.answer)
+            if other != intent.answer:
+                raise ValueError(f"{question!r} has two answers: {other!r} and {intent.answer!r}")
+            if plain(question) in kept_back():
+                raise ValueError(f"{question!r} is trained on and held back at once")
+
+
 @cache
 def known_questions():
     return frozenset(plain(question) for intent in intents() for question in intent.questions)
@@ -375,7 +387,7 @@ def first_sentence(text):
 
 
 def in_tone(text, tone, language):
-    """A text in a tone. Friendly works sentence by sentence, so that it can be said while the text is still written."""
+    """A text in a tone. Friendly marks the end alone: sarai gives it sentence by sentence, while the text is still written."""
     if tone == "brief":
         return first_sentence(text)
     if tone == "friendly" and language == "en":

@@ -36,10 +36,10 @@ def off_topic(name):
 def tones(name):
     """Sentences in each tone in turn: what has to be kept, and the tone's mark."""
     cases = []
-    for number, (_, line) in enumerate(corpus.lines(name)):
+    lines = [(language, line) for (language,), of in corpus.sections(name).items() for line in of]
+    for number, (language, line) in enumerate(lines):
         parts = line.split("*")
         text, tone = "".join(parts), corpus.TONES[number % len(corpus.TONES)]
-        language = "es" if number >= 24 else "en"
         before, after = corpus.MARKS.get((tone, language), ("", ""))
         cases.append({"text": text, "tone": tone, "kept": parts[1::2], "begins": before, "ends": after,
                       "said": corpus.in_tone(text, tone, language)})

@@ -77,15 +77,19 @@ def vocabulary(file, tokenizer_path):
     writer.add_add_bos_token(False)
 
 
-def text(weights, path, tokenizer_path, name):
-    file = File(path, "llama", name)
-    writer, size = file.writer, TEXT
+def dimensions(writer, size, context):
     writer.add_block_count(size.layers)
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(size.width)
     writer.add_feed_forward_length(size.hidden)
     writer.add_head_count(size.heads)
     writer.add_head_count_kv(size.heads)
+
+
+def text(weights, path, tokenizer_path, name):
+    file = File(path, "llama", name)
+    writer, size = file.writer, TEXT
+    dimensions(writer, size, CONTEXT)
     writer.add_layer_norm_rms_eps(EPSILON)
     writer.add_rope_freq_base(ROPE_BASE)
     writer.add_rope_dimension_count(size.width // size.heads)
@@ -107,12 +111,7 @@ def encoder(weights, path, tokenizer_path, name, router):
     """The encoder, with the mean of its states as embedding, or with the head that scores labels."""
     file = File(path, "bert", name)
     writer, size = file.writer, ENCODER
-    writer.add_block_count(size.layers)
-    writer.add_context_length(size.positions)
-    writer.add_embedding_length(size.width)
-    writer.add_feed_forward_length(size.hidden)
-    writer.add_head_count(size.heads)
-    writer.add_head_count_kv(size.heads)
+    dimensions(writer, size, size.positions)
     writer.add_layer_norm_eps(EPSILON)
     writer.add_causal_attention(False)
     writer.add_token_type_count(1)

@@ -28,8 +28,6 @@ ACCENTS = {"en": ("en-us", "en-us", "en", "en-gb-x-rp", "en-029", "en-gb-scotlan
 @dataclass(frozen=True)
 class Spoken:
     text: str
-    language: str
-    voice: str
     # The spectrum, [frames of 10 ms, mels].
     frames: np.ndarray
     # When each word begins and the last one ends, in seconds.
@@ -163,6 +161,7 @@ def spectrum(wave):
 
 # What is said for training.
 
+
 def sayings(count, seed):
     """Texts with their language: questions as they are, with words before, and words in no order."""
     chance = random.Random(seed)
@@ -189,7 +188,7 @@ def spoken(job):
     chance = random.Random(seed)
     voice = f"{chance.choice(ACCENTS[language])}+{chance.choice(TRAINED)}"
     wave, times = utter(text, voice, chance)
-    return Spoken(text, language, voice, spectrum(wave).astype(np.float16), times) if times else None
+    return Spoken(text, spectrum(wave).astype(np.float16), times) if times else None
 
 
 def render(path, count, processes):
@@ -206,8 +205,8 @@ def render(path, count, processes):
                 print(f"speech: {number} of {count} recordings", flush=True)
     lengths = np.array([len(one.frames) for one in kept])
     part = path.with_suffix(".part.npz")
-    np.savez(part, texts=np.array([one.text for one in kept]), languages=np.array([one.language for one in kept]),
-             voices=np.array([one.voice for one in kept]), lengths=lengths, frames=np.concatenate([one.frames for one in kept]),
+    np.savez(part, texts=np.array([one.text for one in kept]), lengths=lengths,
+             frames=np.concatenate([one.frames for one in kept]),
              words=np.array([len(one.times) for one in kept]), times=np.concatenate([one.times for one in kept]))
     part.rename(path)
 
@@ -217,8 +216,7 @@ def recordings(path):
         data = {name: file[name] for name in file.files}
     frames = np.split(data["frames"], np.cumsum(data["lengths"])[:-1])
     times = np.split(data["times"], np.cumsum(data["words"])[:-1])
-    rows = zip(data["texts"].tolist(), data["languages"].tolist(), data["voices"].tolist(), frames, times)
-    return [Spoken(text, language, voice, spectrum, tuple(when)) for text, language, voice, spectrum, when in rows]
+    return [Spoken(text, spectrum, tuple(when)) for text, spectrum, when in zip(data["texts"].tolist(), frames, times)]
 
 
 def held_out(texts):

@@ -24,7 +24,7 @@ pub(super) enum Failure {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{what}")]
     Io { what: String, source: io::Error },
-    #[error("cannot make the demo's model {}", path.display())]
+    #[error("cannot make the model {}", path.display())]
     Synthesis { path: PathBuf, source: sarai_support::gguf::Error },
     /// Models that a bench wants to be there at once, of which some had to leave.
     #[error("the models cannot be there at once, {} had to leave: they need {asked} of a budget of {budget}", left.join(", "))]
