@@ -74,9 +74,9 @@ def write_cases(folder):
 STAGES = {
     "vocabulary": (make_vocabulary, ()),
     "speech": (record_speech, ("vocabulary",)),
-    "ear": (training("omni", "train_ear"), ("speech",)),
-    "listener": (training("omni", "train_listener"), ("speech",)),
     "expert": (training("texts", "train_expert"), ("speech",)),
+    "listener": (training("omni", "train_listener"), ("speech",)),
+    "ear": (training("omni", "train_ear"), ("speech",)),
     "together": (training("omni", "train_together"), ("ear", "listener")),
     "tone": (training("texts", "train_tone"), ("speech",)),
     "eye": (training("omni", "train_eye"), ("speech",)),

@@ -124,12 +124,12 @@ def allowed(make):
 
 @cache
 def words():
-    """What data/words.txt has of each kind, by language; an article belongs to its word."""
+    """What data/words.txt has of each kind, by language."""
     found = {}
     for (language,), kinds in sections("words.txt").items():
         for line in kinds:
             kind, _, rest = line.partition(": ")
-            found[language, kind] = tuple(re.findall(r"(?:(?:el|la|los|las) )?\S+", rest))
+            found[language, kind] = tuple(rest.split(", "))
     return found
 
 
@@ -181,6 +181,13 @@ AFTER = {
 }
 
 
+# What a question does not need to be understood.
+SUPERFLUOUS = {
+    "en": frozenset("a an the is are do does to of it for please me my I".split()),
+    "es": frozenset("el la los las un una de a es son me mi se por favor".split()),
+}
+
+
 def varied(question, language, random):
     """A question said in another way."""
     return allowed(lambda: varied_once(question, language, random))
@@ -195,8 +202,9 @@ def varied_once(question, language, random):
     if random.random() < 0.12:
         question += " " + random.choice(AFTER[language])
     parts = question.split()
-    if len(parts) > 4 and random.random() < 0.15:
-        parts.pop(random.randrange(len(parts)))
+    superfluous = [at for at, word in enumerate(parts) if word in SUPERFLUOUS[language]]
+    if superfluous and len(parts) > 4 and random.random() < 0.25:
+        parts.pop(random.choice(superfluous))
         question = " ".join(parts)
     if len(question) > 8 and random.random() < 0.06:
         at = random.randrange(len(question) - 1)
@@ -321,7 +329,7 @@ def about_picture(random):
     of = COLOURS[language]
     if language == "en":
         questions = {
-            f"The {name} is {of[colour]}.": ("What colour is it?", f"What colour is the {name}?", "Which colour has the shape?",
+            f"The {name} is {of[colour]}.": ("What colour is it?", f"What colour is the {name}?", "Which colour is the shape?",
                                               "What colour is the shape?"),
             f"It is a {name}.": ("What shape is it?", "Which shape is it?", "What is it?", "Which shape do you see?"),
             f"The background is {of[ground]}.": ("What colour is the background?", "Which colour is behind it?",

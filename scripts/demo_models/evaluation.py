@@ -46,9 +46,10 @@ def tones(name):
     return cases
 
 
-def recordings(folder, texts, name):
+def recordings(folder, texts, voices, name):
     cases = []
-    for number, (text, voice, samples) in enumerate(speech.held_out([(text, language) for text, language, _ in texts])):
+    said = speech.held_out([(text, language) for text, language, _ in texts], voices, f"{folder.name} {name}")
+    for number, (text, voice, samples) in enumerate(said):
         file = f"{name}-{number:03}.wav"
         write_wave(folder / file, samples)
         tone = corpus.TONES[number % len(corpus.TONES)]
@@ -83,7 +84,8 @@ def write_demo(folder):
 def write(folder):
     """Two sets: `development`, for choosing between trainings, and `test`, for the figures alone."""
     chance = random.Random("evaluation")
-    for name, paraphrase, suffix in (("development", lambda i: i.development, "dev"), ("test", lambda i: i.test, "test")):
+    sets = (("development", lambda i: i.development, "dev", speech.DEVELOPMENT), ("test", lambda i: i.test, "test", speech.HELD_OUT))
+    for name, paraphrase, suffix, voices in sets:
         to = folder / name
         to.mkdir(parents=True, exist_ok=True)
         offset = 0 if name == "test" else 1
@@ -93,8 +95,8 @@ def write(folder):
             "trained": questions(lambda i, number: i.questions[(number + offset) % len(i.questions)]),
             "paraphrases": questions(lambda i, _: paraphrase(i)),
             "off_topic": off_topic(f"off_topic_{suffix}.txt"),
-            "speech": recordings(to, said, "trained"),
-            "unseen_speech": recordings(to, unseen, "unseen"),
+            "speech": recordings(to, said, voices, "trained"),
+            "unseen_speech": recordings(to, unseen, voices, "unseen"),
             "pictures": drawn(to, chance),
         }
         if name == "test":

@@ -15,13 +15,14 @@ from .models import EAR
 
 RATE = 16000
 
-# Voices are espeak-ng's variants; those that figures are taken with are trained with in no accent.
+# Voices are espeak-ng's variants; those for choosing between trainings and for the figures are trained with in no accent.
 TRAINED = (
     "m1 m2 m3 m5 m6 m7 m8 f1 f2 f3 Alex Alicia Andrea Andy Annie Denis Diogo Gene Hugo Jacky Lee Marco Mario Michael Mike Reed Storm "
     "adam antonio aunty belinda benjamin boris caleb david ed edward grandpa gustave ian iven john klatt klatt2 klatt4 linda marcelo "
     "max michel pablo paul pedro quincy rob robert sandro shelby travis victor zac"
 ).split()
-HELD_OUT = "m4 f4 f5 Gene2 Henrique anika edward2 grandma iven3 klatt3 miguel norbert steph".split()
+DEVELOPMENT = "Henrique edward2 iven3 norbert".split()
+HELD_OUT = "m4 f4 f5 Gene2 anika grandma klatt3 miguel steph".split()
 ACCENTS = {"en": ("en-us", "en-us", "en", "en-gb-x-rp", "en-029", "en-gb-scotland", "en-gb-x-gbclan"), "es": ("es", "es-419")}
 
 
@@ -219,9 +220,9 @@ def recordings(path):
     return [Spoken(text, spectrum, tuple(when)) for text, spectrum, when in zip(data["texts"].tolist(), frames, times)]
 
 
-def held_out(texts):
-    """Each text by a voice and in a noise that no training has heard: (text, voice, samples)."""
+def held_out(texts, voices, name):
+    """Each text by one of the voices and in a noise that no training has heard: (text, voice, samples)."""
     for number, (text, language) in enumerate(texts):
-        chance = random.Random(f"held out {number}")
-        voice = f"{ACCENTS[language][number % len(ACCENTS[language])]}+{HELD_OUT[number % len(HELD_OUT)]}"
+        chance = random.Random(f"{name} {number}")
+        voice = f"{ACCENTS[language][number % len(ACCENTS[language])]}+{voices[number % len(voices)]}"
         yield text, voice, utter(text, voice, chance)[0]

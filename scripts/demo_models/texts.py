@@ -23,9 +23,13 @@ def tokens_of(tokens, example):
     return prompt + tokens.encode(answer + tokenizer.END).ids, len(prompt)
 
 
+def padded(length):
+    return -(-length // ROUND) * ROUND
+
+
 def filled_up(rows, longest=None):
     """Rows as one array, zeros after their ends."""
-    length = longest or -(-max(map(len, rows)) // ROUND) * ROUND
+    length = longest or padded(max(map(len, rows)))
     array = np.zeros((len(rows), length), np.int32)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
@@ -35,8 +39,8 @@ def filled_up(rows, longest=None):
 class Batches:
     """Batches of examples of like lengths, each made of its step's number alone."""
 
-    def __init__(self, name, tokens, make, rows):
-        self.name, self.tokens, self.make, self.rows = name, tokens, make, rows
+    def __init__(self, name, tokens, make, rows, unread=0.0):
+        self.name, self.tokens, self.make, self.rows, self.unread = name, tokens, make, rows, unread
         self.group, self.batches = None, []
 
     def __call__(self, _, at):
@@ -48,7 +52,17 @@ class Batches:
             self.batches = [examples[i : i + self.rows] for i in range(0, len(examples), self.rows)]
             chance.shuffle(self.batches)
             self.group = group
-        return arrays(self.batches[which])
+        return *arrays(self.batches[which]), self.read(self.batches[which], at)
+
+    def read(self, examples, at):
+        """Which tokens of each example are read at all, the conversation's with a chance of 1 - `unread`: so that no answer hangs
+        on a single word."""
+        chance = np.random.default_rng(at)
+        lengths = [len(ids) for ids, _ in examples]
+        mask = np.ones((len(examples), padded(max(lengths))), np.float32)
+        for row, (_, prompt) in zip(mask, examples):
+            row[:prompt] = chance.random(prompt) >= self.unread
+        return mask
 
 
 # What the words of a conversation count besides the answer's: reading them is learnt faster so.
@@ -64,14 +78,14 @@ def arrays(examples):
     return ids, importance
 
 
-def answer_loss(weights, ids, importance):
-    states = models.text(weights, weights["embedding"][ids[:, :-1]])
+def answer_loss(weights, ids, importance, read):
+    states = models.text(weights, (weights["embedding"][ids] * read[..., None])[:, :-1])
     loss = models.token_loss(weights, states, ids[:, 1:], importance[:, 1:])
     return loss, {"loss": loss}
 
 
-def train_expert(folder, tokens, steps=2000, rows=64):
-    batches = Batches("expert", tokens, corpus.expert, rows)
+def train_expert(folder, tokens, steps=2400, rows=64):
+    batches = Batches("expert", tokens, corpus.expert, rows, unread=0.06)
     return train("expert", folder / "expert.npz", lambda: models.text_weights(1), answer_loss, batches, steps, rate=2e-3)
 
 

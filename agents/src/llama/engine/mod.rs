@@ -442,7 +442,8 @@ impl<'m> Engine<'m> {
             .map(|(_, sequence)| sequence.pending().min(sequence.next_mark() - sequence.computed))
             .collect();
         let writers = text().count() - pending.len();
-        let mut reading = split(&pending, self.pace.tokens(self.is_alone(), writers)).into_iter();
+        let budget = self.pace.tokens(pending.iter().sum(), self.is_alone(), writers);
+        let mut reading = split(&pending, budget).into_iter();
         let part = |(at, sequence): (usize, &Sequence)| {
             let tokens = if reads(sequence) { reading.next().unwrap_or(0) } else { 1 };
             Part { at, tokens, row: None }
@@ -454,7 +455,8 @@ impl<'m> Engine<'m> {
     fn look(&self, at: usize) -> Part {
         let tokens = match self.running[at].next() {
             Next::Embedded { embedded, done } if embedded.is_causal() => {
-                (embedded.len() - done).min(self.pace.tokens(self.is_alone(), 0))
+                let pending = embedded.len() - done;
+                pending.min(self.pace.tokens(pending, self.is_alone(), 0))
             }
             Next::Embedded { embedded, .. } => embedded.len(),
             Next::Tokens(_) => 0,

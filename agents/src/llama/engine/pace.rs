@@ -16,6 +16,9 @@ const ALONE_FOR_NOW: Duration = ALONE.saturating_mul(2);
 const LEAST_SHARED: usize = 16;
 const LEAST_ALONE: usize = 128;
 const LEAST_ALONE_FOR_NOW: usize = 256;
+/// A step for one request alone also takes what would be left of its prompt, where that is at most this fraction of it: small
+/// steps are slow.
+const SMALL_REST: usize = 4;
 /// Before anything is measured.
 const FIRST: usize = 32;
 
@@ -37,8 +40,8 @@ impl Pace {
         Self { most, can_give_up, per_token: None, gave_up: false }
     }
 
-    /// How many prompt tokens the next step may have, beside those of so many who write.
-    pub(super) fn tokens(&self, alone: bool, writers: usize) -> usize {
+    /// How many of the `pending` prompt tokens the next step may have, beside those of so many who write.
+    pub(super) fn tokens(&self, pending: usize, alone: bool, writers: usize) -> usize {
         let most = self.most.saturating_sub(writers).max(1);
         let Some(per_token) = self.per_token.filter(|time| !time.is_zero()) else {
             return FIRST.min(most);
@@ -49,7 +52,9 @@ impl Pace {
             false => (SHARED, LEAST_SHARED),
         };
         let fits = (time.as_secs_f64() / per_token.as_secs_f64()) as usize;
-        fits.saturating_sub(writers).max(least).min(most)
+        let step = fits.saturating_sub(writers).max(least);
+        let step = if alone && pending <= step + step / SMALL_REST { pending } else { step };
+        step.min(most)
     }
 
     /// Whether a step of so many tokens, for one request alone, had better be given up for another request that comes
@@ -99,28 +104,49 @@ mod tests {
 
     use super::*;
 
+    /// Pending tokens of a long prompt.
+    const MANY: usize = 10_000;
+
     #[test]
     fn steps_are_cut_by_time_and_smaller_while_others_wait() {
         let mut pace = Pace::new(512, true);
         let mut whole = Pace::new(512, false);
-        assert_eq!(pace.tokens(true, 0), 32);
+        assert_eq!(pace.tokens(MANY, true, 0), 32);
         // A model that reads 100 tokens a second.
         pace.note(32, Duration::from_millis(320), true);
         whole.note(32, Duration::from_millis(320), true);
-        assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 10)), (400, 40, 30));
-        assert_eq!((whole.tokens(true, 0), whole.tokens(false, 0)), (200, 40));
+        assert_eq!(
+            (pace.tokens(MANY, true, 0), pace.tokens(MANY, false, 0), pace.tokens(MANY, false, 10)),
+            (400, 40, 30)
+        );
+        assert_eq!((whole.tokens(MANY, true, 0), whole.tokens(MANY, false, 0)), (200, 40));
         assert!(pace.gives_up(400, Duration::from_secs(1)) && !whole.gives_up(400, Duration::from_secs(1)));
         // One that reads 20: as small as makes sense.
         (0..40).for_each(|_| pace.note(64, Duration::from_millis(3200), true));
         (0..40).for_each(|_| whole.note(64, Duration::from_millis(3200), true));
-        assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 15)), (256, 16, 16));
-        assert_eq!(whole.tokens(true, 0), 128);
+        assert_eq!(
+            (pace.tokens(MANY, true, 0), pace.tokens(MANY, false, 0), pace.tokens(MANY, false, 15)),
+            (256, 16, 16)
+        );
+        assert_eq!(whole.tokens(MANY, true, 0), 128);
         // 6.4 seconds, of which 3 or 4 have passed when somebody else comes.
         assert!(pace.gives_up(128, Duration::from_secs(3)) && !pace.gives_up(128, Duration::from_secs(4)));
         assert!(!pace.gives_up(30, Duration::ZERO), "that one will be over soon");
         // A fast one.
         (0..60).for_each(|_| pace.note(64, Duration::from_millis(1), true));
-        assert_eq!((pace.tokens(true, 0), pace.tokens(false, 0), pace.tokens(false, 10)), (512, 512, 502));
+        assert_eq!(
+            (pace.tokens(MANY, true, 0), pace.tokens(MANY, false, 0), pace.tokens(MANY, false, 10)),
+            (512, 512, 502)
+        );
+    }
+
+    #[test]
+    fn a_small_rest_goes_along_where_nobody_waits() {
+        let mut pace = Pace::new(512, true);
+        pace.note(32, Duration::from_millis(320), true);
+        assert_eq!((pace.tokens(500, true, 0), pace.tokens(501, true, 0)), (500, 400));
+        assert_eq!(pace.tokens(45, false, 0), 40, "others wait");
+        assert_eq!(pace.tokens(3, true, 0), 3);
     }
 
     #[test]
@@ -130,7 +156,7 @@ mod tests {
         slow(&mut pace, true);
         assert!(pace.gives_up(128, Duration::ZERO));
         pace.gave_up();
-        assert_eq!(pace.tokens(true, 0), 128, "the next one comes to its end, so it is shorter");
+        assert_eq!(pace.tokens(MANY, true, 0), 128, "the next one comes to its end, so it is shorter");
         // The newcomer's steps do not count: they were short.
         slow(&mut pace, false);
         assert!(!pace.gives_up(128, Duration::ZERO));
