@@ -15,7 +15,7 @@ use sarai_core::backend::LoadRequest;
 use sarai_core::memory::WeightsId;
 
 use super::context::c_path;
-use super::{GgufSettings, runtime, weights};
+use super::{GgufSettings, large_pages, runtime, weights};
 use crate::Error;
 
 /// A file's weights and vocabulary in memory. The last one who holds it frees them.
@@ -221,7 +221,15 @@ fn load(path: &Path, repacked: bool, on_progress: &mut dyn FnMut(f32) -> bool) -
     }
 
     let path = c_path(path)?;
-    let mut callback = on_progress;
+    let mut before = repacked.then(large_pages::Before::now);
+    let mut on_progress = |fraction| {
+        // The first that is heard: the weights' memory is reserved, and nothing is written to it yet.
+        if let Some(before) = before.take() {
+            before.ask_for_what_is_new();
+        }
+        on_progress(fraction)
+    };
+    let mut callback: &mut dyn FnMut(f32) -> bool = &mut on_progress;
     // SAFETY: plain function that returns a struct of defaults.
     let mut params = unsafe { llama_cpp_sys_2::llama_model_default_params() };
     params.use_extra_bufts = repacked && runtime::can_repack();

@@ -18,6 +18,7 @@ mod estimate;
 mod generator;
 mod grammar;
 mod header;
+mod large_pages;
 mod load;
 mod log;
 mod measure;

@@ -400,6 +400,7 @@ impl<'m> Engine<'m> {
         let prompts: usize = parts.iter().filter(|part| part.tokens > 1).map(|part| part.tokens).sum();
         self.fill(&mut parts);
         let started = Instant::now();
+        let is_first_so_large = self.growth.grows(self.batch.len());
         // A step of one sequence touches no other's state; one of several may be moving recurrent states of others,
         // kept ones too, and has to come to its end.
         let may_stop = !self.whole || parts.len() == 1;
@@ -415,7 +416,8 @@ impl<'m> Engine<'m> {
         match stepped {
             Ok(Step::Done) => {
                 if prompts > 0 {
-                    self.pace.note(self.batch.len(), started.elapsed(), alone);
+                    let took = (!is_first_so_large).then(|| started.elapsed());
+                    self.pace.note(self.batch.len(), took, alone);
                 }
                 self.go_on(&parts);
             }

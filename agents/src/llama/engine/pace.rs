@@ -70,10 +70,11 @@ impl Pace {
         self.gave_up = true;
     }
 
-    /// Notes a step that had `tokens` tokens of prompts in it and nothing much else; of one request alone, or of several.
-    pub(super) fn note(&mut self, tokens: usize, took: Duration, alone: bool) {
+    /// Notes a step that had `tokens` tokens of prompts in it and nothing much else; of one request alone, or of several. What it
+    /// took is `None` where that says nothing about the next ones, because it touched buffers for the first time.
+    pub(super) fn note(&mut self, tokens: usize, took: Option<Duration>, alone: bool) {
         self.gave_up &= !alone;
-        let Ok(count) = u32::try_from(tokens) else { return };
+        let (Ok(count), Some(took)) = (u32::try_from(tokens), took) else { return };
         // What a small step takes for each token says little about a large one.
         if count < LEAST_SHARED as u32 {
             return;
@@ -113,8 +114,8 @@ mod tests {
         let mut whole = Pace::new(512, false);
         assert_eq!(pace.tokens(MANY, true, 0), 32);
         // A model that reads 100 tokens a second.
-        pace.note(32, Duration::from_millis(320), true);
-        whole.note(32, Duration::from_millis(320), true);
+        pace.note(32, Some(Duration::from_millis(320)), true);
+        whole.note(32, Some(Duration::from_millis(320)), true);
         assert_eq!(
             (pace.tokens(MANY, true, 0), pace.tokens(MANY, false, 0), pace.tokens(MANY, false, 10)),
             (400, 40, 30)
@@ -122,8 +123,8 @@ mod tests {
         assert_eq!((whole.tokens(MANY, true, 0), whole.tokens(MANY, false, 0)), (200, 40));
         assert!(pace.gives_up(400, Duration::from_secs(1)) && !whole.gives_up(400, Duration::from_secs(1)));
         // One that reads 20: as small as makes sense.
-        (0..40).for_each(|_| pace.note(64, Duration::from_millis(3200), true));
-        (0..40).for_each(|_| whole.note(64, Duration::from_millis(3200), true));
+        (0..40).for_each(|_| pace.note(64, Some(Duration::from_millis(3200)), true));
+        (0..40).for_each(|_| whole.note(64, Some(Duration::from_millis(3200)), true));
         assert_eq!(
             (pace.tokens(MANY, true, 0), pace.tokens(MANY, false, 0), pace.tokens(MANY, false, 15)),
             (256, 16, 16)
@@ -133,7 +134,7 @@ mod tests {
         assert!(pace.gives_up(128, Duration::from_secs(3)) && !pace.gives_up(128, Duration::from_secs(4)));
         assert!(!pace.gives_up(30, Duration::ZERO), "that one will be over soon");
         // A fast one.
-        (0..60).for_each(|_| pace.note(64, Duration::from_millis(1), true));
+        (0..60).for_each(|_| pace.note(64, Some(Duration::from_millis(1)), true));
         assert_eq!(
             (pace.tokens(MANY, true, 0), pace.tokens(MANY, false, 0), pace.tokens(MANY, false, 10)),
             (512, 512, 502)
@@ -143,7 +144,7 @@ mod tests {
     #[test]
     fn a_small_rest_goes_along_where_nobody_waits() {
         let mut pace = Pace::new(512, true);
-        pace.note(32, Duration::from_millis(320), true);
+        pace.note(32, Some(Duration::from_millis(320)), true);
         assert_eq!((pace.tokens(500, true, 0), pace.tokens(501, true, 0)), (500, 400));
         assert_eq!(pace.tokens(45, false, 0), 40, "others wait");
         assert_eq!(pace.tokens(3, true, 0), 3);
@@ -152,7 +153,7 @@ mod tests {
     #[test]
     fn a_step_that_was_given_up_comes_to_its_end_the_next_time() {
         let mut pace = Pace::new(512, true);
-        let slow = |pace: &mut Pace, alone| pace.note(64, Duration::from_millis(3200), alone);
+        let slow = |pace: &mut Pace, alone| pace.note(64, Some(Duration::from_millis(3200)), alone);
         slow(&mut pace, true);
         assert!(pace.gives_up(128, Duration::ZERO));
         pace.gave_up();
