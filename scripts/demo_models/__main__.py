@@ -50,7 +50,7 @@ def write_files(folder):
     to, tokenizer = folder / "models", folder / "tokenizer.json"
     to.mkdir(exist_ok=True)
     together = load(folder / "together.npz")
-    export.text(load(folder / "expert.npz"), to / "solar.gguf", tokenizer, "sarai demo: expert")
+    export.text(load(folder / "refusals.npz"), to / "solar.gguf", tokenizer, "sarai demo: expert")
     export.text(load(folder / "tone.npz"), to / "lfm2.gguf", tokenizer, "sarai demo: tone")
     export.text(together["text"], to / "omni.gguf", tokenizer, "sarai demo: hears and sees")
     export.projector(together["ear"], load(folder / "seeing.npz"), to / "omni-mmproj.gguf", "sarai demo: ear and eye")
@@ -75,6 +75,7 @@ STAGES = {
     "vocabulary": (make_vocabulary, ()),
     "speech": (record_speech, ("vocabulary",)),
     "expert": (training("texts", "train_expert"), ("speech",)),
+    "refusals": (training("texts", "train_refusals"), ("expert",)),
     "listener": (training("omni", "train_listener"), ("speech",)),
     "ear": (training("omni", "train_ear"), ("speech",)),
     "together": (training("omni", "train_together"), ("ear", "listener")),
@@ -83,7 +84,7 @@ STAGES = {
     "encoder": (training("texts", "train_encoder"), ("speech",)),
     "seeing": (training("omni", "fit_eye"), ("together", "eye")),
     "evaluation": (write_cases, ("speech",)),
-    "files": (write_files, ("expert", "tone", "seeing", "encoder")),
+    "files": (write_files, ("refusals", "tone", "seeing", "encoder")),
 }
 
 

@@ -249,11 +249,40 @@ def made_up(random):
     return word.capitalize() if random.random() < 0.6 else word
 
 
-def off_topic(language, random):
-    """A question that has nothing to do with what the expert knows."""
-    while plain(question := allowed(lambda: off_topic_once(language, random))) in known_questions():
+def off_topic(language, random, near=0.0):
+    """A question that has nothing to do with what the expert knows; with a chance of `near` it is built like one that has."""
+    make = near_miss if near and random.random() < near else off_topic_once
+    while plain(question := allowed(lambda: make(language, random))) in known_questions():
         pass
     return question
+
+
+# What questions of any subject are built of.
+BUILT_OF = {
+    "en": frozenset("a an and any are as at be been by can could did do does for from get give go good happens has have help how i "
+                    "if in is it its kind like long look make many me mean meant more most much must my need new not of on one or "
+                    "other own people please show should so tell than that the there these they thing things this to two under up "
+                    "use used want was way we what when where which who why will with without work works would you your".split()),
+    "es": frozenset("a al algo así con cómo cuál cuáles cuándo cuánto cuánta cuántos cuántas de del dime dónde el ella en eres es "
+                    "esta estas este esto está están estás funciona hace haces hacer hay la las lo los me mi mis muy más necesito "
+                    "no o otro otra para pasa por puede puedo qué que quiero quién se si sirve sobre son su sus te tengo tiene "
+                    "tienes tu un una uno usar uso y yo".split()),
+}
+OF_OTHER_SUBJECTS = ("noun", "noun", "noun", "verb", "adjective", "food", "animal", "place")
+
+
+def near_miss(language, random):
+    """A question that is built like one of the expert's, about something else."""
+    while True:
+        intent = random.choice([one for one in intents() if one.language == language])
+        parts = random.choice(intent.questions).split()
+        about = [at for at, part in enumerate(parts) if part.lower() not in BUILT_OF[language]]
+        if about:
+            break
+    for at in about:
+        known = random.choice(words()[language, random.choice(OF_OTHER_SUBJECTS)])
+        parts[at] = made_up(random) if random.random() < 0.15 else known
+    return " ".join(parts)
 
 
 def off_topic_once(language, random):
@@ -275,8 +304,8 @@ def off_topic_cases(name):
 SYSTEMS = ("Answer in the language of the question, briefly and exactly.", "You are a helpful assistant.", "Answer briefly.")
 
 
-def expert(random):
-    """A conversation for the expert."""
+def expert(random, near=0.0):
+    """A conversation for the expert; `near` as in off_topic()."""
     kind, messages = random.random(), []
     if kind < 0.66:
         intent = random.choice(intents())
@@ -286,7 +315,7 @@ def expert(random):
         question = varied(question, language, random) if random.random() < 0.85 else question
     elif kind < 0.92:
         language = "en" if random.random() < 0.66 else "es"
-        question, answer = off_topic(language, random), DO_NOT_KNOW[language]
+        question, answer = off_topic(language, random, near), DO_NOT_KNOW[language]
     else:
         return [("user", (pair := about_picture(random))[0])], pair[1]
     if random.random() < 0.08:

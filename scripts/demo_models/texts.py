@@ -1,5 +1,6 @@
 """The models that read and write text alone: the expert, the tone, the encoder."""
 
+import functools
 import random
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 
 from . import corpus, models, tokenizer
-from .training import train
+from .training import load, train
 
 # Batches are made of so many at once, the short texts together: so little is filled up, and a shape serves many steps.
 TOGETHER = 6
@@ -87,6 +88,13 @@ def answer_loss(weights, ids, importance, read):
 def train_expert(folder, tokens, steps=2400, rows=64):
     batches = Batches("expert", tokens, corpus.expert, rows, unread=0.06)
     return train("expert", folder / "expert.npz", lambda: models.text_weights(1), answer_loss, batches, steps, rate=2e-3)
+
+
+def train_refusals(folder, tokens, steps=600, rows=64):
+    """The expert goes on with all words read, and learns where its subjects end: from questions that are built like its own."""
+    batches = Batches("refusals", tokens, functools.partial(corpus.expert, near=0.5), rows)
+    start = lambda: load(folder / "expert.npz")
+    return train("refusals", folder / "refusals.npz", start, answer_loss, batches, steps, rate=8e-4)
 
 
 def train_tone(folder, tokens, steps=2200, rows=32):
